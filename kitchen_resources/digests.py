@@ -18,7 +18,9 @@ def canonical_json(value: Any) -> bytes:
     """
     _refuse_non_finite(value)
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
     except TypeError as error:
         raise ValueError(f"not a JSON value: {error}") from error
 
@@ -74,7 +76,9 @@ class FileDigests:
         return self._known[key]
 
 
-def digest_folder(folder: Path, names: list[str], digests: FileDigests | None = None) -> tuple[str, dict[str, str]]:
+def digest_folder(
+    folder: Path, names: list[str], digests: FileDigests | None = None
+) -> tuple[str, dict[str, str]]:
     """Digest over the named files of a folder.
 
     Returns:

@@ -3,8 +3,9 @@
 There is no rename and no append. An object is either immutable, created once under its own key, or one of the
 few mutable ones, which change only by compare-and-swap. That is what a local disk and an S3 bucket both do.
 
-Keys are relative, `/`-separated paths of `[A-Za-z0-9._=@+-]` segments, none of them `.` or `..`, none starting
-with a dot, at most 512 characters in all.
+Keys are relative, `/`-separated paths of `[A-Za-z0-9._=@+-]` segments, none of them `.` or `..`, none
+starting with a dot, at most 512 characters in all. No key may be a folder of another (`a` beside `a/b`): a
+store on a file system refuses the second one, and where names have at most 255 bytes it refuses a longer segment.
 """
 
 import re
@@ -21,7 +22,7 @@ _MAX_KEY = 512
 
 @dataclass(frozen=True)
 class Stored:
-    """The bytes of a small object and the version they were read at (an opaque token for compare-and-swap)."""
+    """The bytes of a small object and their version, an opaque token for compare-and-swap."""
 
     data: bytes
     version: str
@@ -32,7 +33,8 @@ class BlobStore(Protocol):
     """Durable objects under keys. Every write is on stable storage when the call returns.
 
     Every method raises `BlobError` for an invalid key and for storage that fails (naming key and cause), and
-    `DiskFull` when there is no room. None of them ever leaves a partly written object under a key.
+    `DiskFull` when there is no room. None of them ever leaves a partly written object under a key; a write
+    that raised has been done whole or not at all.
     """
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -40,7 +42,10 @@ class BlobStore(Protocol):
         ...
 
     def compare_and_swap(self, key: str, expected: str | None, data: bytes) -> str | None:
-        """Replace a mutable object only if it is still at version `expected` (None: only if it doesn't exist).
+        """Replace a mutable object only if it still has version `expected` (None: only if it doesn't exist).
+
+        A version may be a digest of the bytes, so that writing earlier bytes again brings back their version.
+        Where the two must be told apart, put a counter or a nonce into the bytes.
 
         Returns:
             The new version; None when the object was at another version and nothing was changed.
@@ -69,7 +74,10 @@ class BlobStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys that start with `prefix` (any string of key characters and `/`, also empty), in sorted order."""
+        """The keys that start with `prefix`, in sorted order; none for a prefix that no key can start with.
+
+        Keys that are created or deleted meanwhile may be there or not.
+        """
         ...
 
     def delete(self, key: str) -> bool:

@@ -1,0 +1,81 @@
+"""Immutable content by digest, on any blob store: `blobs/sha256/<sha256>`, verified whenever it is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.digests import canonical_json, digest_bytes, digest_file
+from kitchen_resources.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A stored file: its digest, its size in bytes, and whether it is part of a training state."""
+
+    sha256: str
+    size: int
+    state: bool = False
+
+
+class ContentStore:
+    """Content-addressed objects of a blob store."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self.blobs = blobs
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; returns their sha256."""
+        sha256 = digest_bytes(data)
+        self.blobs.put_if_absent(content_key(sha256), data)
+        return sha256
+
+    def put_json(self, value: Any) -> str:
+        """Store a value as canonical JSON; returns its sha256."""
+        return self.put(canonical_json(value))
+
+    def put_file(self, path: Path) -> StoredFile:
+        """Store a file that won't be written again."""
+        sha256 = digest_file(path)
+        self.blobs.put_file(content_key(sha256), path)
+        return StoredFile(sha256, path.stat().st_size)
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of a digest.
+
+        Raises:
+            CheckpointError: They are missing or damaged.
+        """
+        key = content_key(sha256)
+        stored = self.blobs.get(key)
+        if stored is None:
+            raise CheckpointError(
+                "is missing from the store", where=key, fix="restore it from a backup of the store"
+            )
+        if digest_bytes(stored.data) != sha256:
+            raise CheckpointError(
+                "its bytes don't match its name", where=key, fix="restore it from a backup of the store"
+            )
+        return stored.data
+
+    def get_file(self, sha256: str, path: Path) -> None:
+        """Write the bytes of a digest to a new local file.
+
+        Raises:
+            CheckpointError: They are missing or damaged.
+        """
+        key = content_key(sha256)
+        if self.blobs.size(key) is None:
+            raise CheckpointError(
+                "is missing from the store", where=key, fix="restore it from a backup of the store"
+            )
+        self.blobs.get_file(key, path)
+        if digest_file(path) != sha256:
+            raise CheckpointError(
+                "its bytes don't match its name", where=key, fix="restore it from a backup of the store"
+            )
+
+
+def content_key(sha256: str) -> str:
+    """Key of immutable content."""
+    return f"blobs/sha256/{sha256}"

@@ -1,0 +1,173 @@
+"""The lease on a training run: one process trains it at a time, and a process that lost it can't publish."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.checkpoints.head import Head, Holder, decode_head, encode_head, head_key
+from kitchen_resources.checkpoints.holder import is_gone, this_holder
+from kitchen_resources.errors import KitchenError, LeaseHeld, LeaseLost
+
+LEASE_TTL_S = 30.0
+"""A holder on another host is taken to be gone when its heartbeat stood still for this long, in seconds."""
+
+_POLL_S = 0.5
+
+
+class Lease:
+    """The right to change a run's head. Every change is one compare-and-swap on it.
+
+    A thread renews the heartbeat. When the head was changed by anyone else the lease is lost for good: `check`
+    and every change raise `LeaseLost` from then on.
+    """
+
+    def __init__(self, blobs: BlobStore, head: Head, version: str, holder: Holder, ttl_s: float) -> None:
+        self._blobs = blobs
+        self._key = head_key(head.fingerprint)
+        self._head = head
+        self._version = version
+        self._holder = holder
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._lost: KitchenError | None = None
+        self._beat_every_s = ttl_s / 5
+        self._ttl_s = ttl_s
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{head.fingerprint[:8]}", daemon=True)
+        self._thread.start()
+
+    @property
+    def head(self) -> Head:
+        """The head as this holder last wrote it."""
+        with self._lock:
+            return self._head
+
+    @property
+    def token(self) -> int:
+        """Number of this holder among all that the run has had."""
+        return self._head.token
+
+    def check(self) -> None:
+        """Raise `LeaseLost` when another process took over, or the store could not be reached for too long."""
+        if self._lost is not None:
+            raise self._lost
+
+    def update(self, change: Callable[[Head], Head]) -> Head:
+        """Change the head.
+
+        Raises:
+            LeaseLost: Another process took the run over; nothing was changed.
+        """
+        with self._lock:
+            self.check()
+            return self._swap(change(self._head))
+
+    def release(self) -> None:
+        """Give the lease back; also after it was lost, and more than once."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            if self._lost is None:
+                try:
+                    self._swap(replace(self._head, holder=None))
+                finally:
+                    self._lost = LeaseLost("the lease was given back", where=self._key)
+
+    def _swap(self, head: Head) -> Head:
+        data = encode_head(head)
+        version = self._blobs.compare_and_swap(self._key, self._version, data)
+        if version is None:
+            # A swap whose answer was lost on the way looks like a lost race: see whose head it is.
+            stored = self._blobs.get(self._key)
+            if stored is None or stored.data != data:
+                holder = decode_head(stored.data, self._key).holder if stored else None
+                self._lost = LeaseLost(
+                    f"the run was taken over by {_name(holder)}"
+                    if holder
+                    else "the run was changed by another process",
+                    where=self._key,
+                    fix="nothing: the other process goes on from the last published checkpoint",
+                )
+                raise self._lost
+            version = stored.version
+        self._head, self._version = head, version
+        return head
+
+    def _beat(self) -> None:
+        last_success = time.monotonic()
+        while not self._stop.wait(self._beat_every_s):
+            try:
+                with self._lock:
+                    if self._lost is not None or self._stop.is_set():
+                        return
+                    self._swap(replace(self._head, heartbeat=self._head.heartbeat + 1))
+                last_success = time.monotonic()
+            except LeaseLost:
+                return
+            except KitchenError as error:
+                # The store may be away for a moment; past the ttl another process may rightly take over.
+                if time.monotonic() - last_success > self._ttl_s:
+                    self._lost = LeaseLost(
+                        f"the store could not be reached for {self._ttl_s:g} s: {error.what}", where=self._key
+                    )
+                    return
+
+
+def acquire(
+    blobs: BlobStore,
+    fingerprint: str,
+    *,
+    run: str,
+    wait_s: float,
+    ttl_s: float = LEASE_TTL_S,
+    on_wait: Callable[[Holder], None] = lambda holder: None,
+) -> Lease:
+    """Take the lease of a run, waiting for its holder to finish or to be gone.
+
+    Args:
+        blobs: The store.
+        fingerprint: The run.
+        run: Name of the work, for messages of others.
+        wait_s: How long to wait for a living holder, in seconds.
+        ttl_s: See `LEASE_TTL_S`; a holder on this host whose process is gone is replaced at once.
+        on_wait: Called once when there is someone to wait for.
+
+    Raises:
+        LeaseHeld: The holder still lives after `wait_s`.
+    """
+    key = head_key(fingerprint)
+    holder = this_holder(run)
+    deadline = time.monotonic() + wait_s
+    seen: tuple[int, int] | None = None
+    seen_at = 0.0
+    while True:
+        stored = blobs.get(key)
+        head = decode_head(stored.data, key) if stored else Head(fingerprint)
+        now = time.monotonic()
+        if (head.token, head.heartbeat) != seen:
+            seen, seen_at = (head.token, head.heartbeat), now
+        if head.holder is None or is_gone(head.holder) or now - seen_at > ttl_s:
+            taken = replace(head, holder=holder, token=head.token + 1, heartbeat=0)
+            version = blobs.compare_and_swap(key, stored.version if stored else None, encode_head(taken))
+            if version is not None:
+                return Lease(blobs, taken, version, holder, ttl_s)
+            continue
+        if now >= deadline:
+            raise LeaseHeld(
+                f"is being trained by {_name(head.holder)}, and was still after {wait_s:g} s",
+                where=f"run {fingerprint[:12]}",
+                fix="wait for it, or raise lease_wait_s",
+            )
+        if on_wait is not None:
+            on_wait(head.holder)
+            on_wait = lambda _: None  # noqa: E731
+        time.sleep(min(_POLL_S, max(deadline - now, 0.01)))
+
+
+def _name(holder: Holder | None) -> str:
+    if holder is None:
+        return "nobody"
+    run = f"run {holder.run}, " if holder.run else ""
+    return f"{run}process {holder.pid} on {holder.host.split('/')[0]}"

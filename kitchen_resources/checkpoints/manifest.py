@@ -1,0 +1,97 @@
+"""The manifest of a checkpoint: the immutable record of what it is, where it came from, and its files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kitchen_resources.blobs.content import StoredFile
+from kitchen_resources.digests import canonical_json, digest_json
+from kitchen_resources.errors import CheckpointError
+
+FORMAT = 1
+
+LEDGER_FILE = "ledger.json"
+STEPS_FILE = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See the module.
+
+    Attributes:
+        fingerprint: Identity of the run.
+        recipe: Name of the recipe.
+        identity: What the fingerprint is the digest of.
+        environment: Library versions, CPU capability, device, threads when it was made.
+        base: The base model: reference, digest, revision.
+        epoch: From 1.
+        global_step: Optimiser steps since the start of the run.
+        steps_into_epoch: Optimiser steps in this epoch.
+        epoch_complete: Whether the epoch ends here.
+        parent: State digest of the checkpoint it was trained from, or "".
+        files: The payload: what a resume needs. Retention deletes it.
+        records: What stays: the ledger of rows and the step metrics of the epoch so far.
+        metrics: Numbers over the epoch so far.
+        state_digest: See `state_digest`.
+        simulated: Nothing was learned.
+    """
+
+    fingerprint: str
+    recipe: str
+    identity: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    base: Mapping[str, Any]
+    epoch: int
+    global_step: int
+    steps_into_epoch: int
+    epoch_complete: bool
+    parent: str
+    files: Mapping[str, StoredFile]
+    records: Mapping[str, StoredFile]
+    metrics: Mapping[str, float]
+    state_digest: str
+    simulated: bool = False
+
+
+def state_digest(files: Mapping[str, StoredFile], ledger: str, cursor: Sequence[int]) -> str:
+    """Digest of a training state: two states are the same if and only if these are.
+
+    Args:
+        files: The checkpoint's files; those marked as state count.
+        ledger: sha256 of the ledger of the epoch so far.
+        cursor: Epoch, global step, steps into the epoch.
+    """
+    state = {name: file.sha256 for name, file in files.items() if file.state}
+    return digest_json({"files": state, "ledger": ledger, "cursor": list(cursor)})
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """A manifest as stored: canonical JSON, so that its digest is its identity."""
+    return canonical_json({"format": FORMAT, **asdict(manifest)})
+
+
+def decode_manifest(data: bytes, key: str) -> Manifest:
+    """A stored manifest.
+
+    Raises:
+        CheckpointError: It isn't one, of an unknown format, or its state digest doesn't follow from its contents.
+    """
+    try:
+        value = json.loads(data)
+        version = value.pop("format")
+        if version != FORMAT:
+            raise CheckpointError(
+                f"has format {version}, this version reads {FORMAT}",
+                where=key,
+                fix="upgrade crucible-kitchen",
+            )
+        files = {name: StoredFile(**file) for name, file in value.pop("files").items()}
+        records = {name: StoredFile(**file) for name, file in value.pop("records").items()}
+        manifest = Manifest(files=files, records=records, **value)
+        cursor = (manifest.epoch, manifest.global_step, manifest.steps_into_epoch)
+        if manifest.state_digest != state_digest(files, records[LEDGER_FILE].sha256, cursor):
+            raise CheckpointError("its state digest doesn't follow from its files", where=key)
+        return manifest
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"is not a checkpoint's manifest: {error!r}", where=key) from error

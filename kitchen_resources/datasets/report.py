@@ -1,0 +1,123 @@
+"""The row report: what was found in a data set, with row ids and reasons, and whether it may be trained on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kitchen_resources.errors import DataError
+from kitchen_resources.recipes.blocks import RowLimits
+
+EXAMPLES_KEPT = 20
+
+KINDS = {
+    "invalid": "wrong type, role or shape; not trained on",
+    "untrained": "no token would be trained; not trained on",
+    "truncated": "longer than max_length, cut",
+    "duplicates": "repeats an earlier row exactly",
+    "overlap": "a held-out row whose prompt is also trained on",
+}
+"""Kinds of finding, named as the fields of `RowLimits`."""
+
+
+@dataclass
+class Finding:
+    """All rows with one kind of defect: how many of how many, and the first of them by id, place and reason."""
+
+    kind: str
+    count: int = 0
+    of: int = 0
+    examples: list[tuple[int, str, str]] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Share of rows, 0 to 1."""
+        return self.count / self.of if self.of else 0.0
+
+    def add(self, row_id: int, where: str, reason: str) -> None:
+        """Count a row, and keep it when it is among the first."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append((row_id, where, reason))
+
+
+@dataclass
+class RowReport:
+    """See the module.
+
+    Attributes:
+        shape: Shape of the rows.
+        rows_read: Raw rows.
+        rows_trained: Rows to train on.
+        rows_held_out: Rows kept from training.
+        tokens: Tokens of the training rows.
+        trained_tokens: Tokens of them that have a loss.
+        cut_tokens: Tokens beyond `max_length` that were cut.
+        longest: Tokens of the longest row, before it was cut.
+        lengths: Rows by length in tokens: upper bound -> count, in powers of two.
+        findings: By kind.
+        samples: A few training rows: id, what the model reads, what it learns.
+    """
+
+    shape: str = ""
+    rows_read: int = 0
+    rows_trained: int = 0
+    rows_held_out: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    cut_tokens: int = 0
+    longest: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=lambda: {kind: Finding(kind) for kind in KINDS})
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def count_length(self, tokens: int) -> None:
+        """Add a row's length to the histogram."""
+        self.longest = max(self.longest, tokens)
+        bound = 1 << max(tokens - 1, 0).bit_length()
+        self.lengths[bound] = self.lengths.get(bound, 0) + 1
+
+    def exceeded(self, limits: RowLimits) -> dict[str, str]:
+        """The kinds of finding whose share is above the recipe's limit: kind -> what to say."""
+        said = {}
+        for kind, finding in self.findings.items():
+            limit = getattr(limits, kind)
+            if finding.count and finding.share > limit:
+                said[kind] = (
+                    f"{finding.count} of {finding.of} rows ({finding.share:.2%}, limit {limit:.2%}): {KINDS[kind]}. "
+                    + "; ".join(
+                        f"row {row_id} ({where}): {reason}" for row_id, where, reason in finding.examples[:3]
+                    )
+                )
+        return said
+
+    def require(self, limits: RowLimits, where: str) -> None:
+        """Refuse the data set when a limit is exceeded.
+
+        Raises:
+            DataError: Naming kind, share, limit and the first rows.
+        """
+        exceeded = self.exceeded(limits)
+        if exceeded:
+            kinds = ", ".join(exceeded)
+            raise DataError(
+                "\n".join(f"{kind}: {said}" for kind, said in exceeded.items()),
+                where=where,
+                fix=f"correct those rows, or accept them: row_limits: {{{kinds.split(', ')[0]}: SHARE}}",
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as stored."""
+        return {
+            **asdict(self),
+            "lengths": {str(bound): count for bound, count in sorted(self.lengths.items())},
+        }
+
+
+def report_from_json(value: Mapping[str, Any]) -> RowReport:
+    """A stored report."""
+    findings = {
+        kind: Finding(item["kind"], item["count"], item["of"], [(r, w, s) for r, w, s in item["examples"]])
+        for kind, item in value["findings"].items()
+    }
+    lengths = {int(bound): count for bound, count in value["lengths"].items()}
+    return RowReport(**{**value, "findings": findings, "lengths": lengths})

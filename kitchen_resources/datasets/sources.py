@@ -1,0 +1,160 @@
+"""Where data sets come from: files, folders, a hub, and the sets that are made here."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kitchen_resources.datasets.files import is_data_file, read_rows
+from kitchen_resources.datasets.port import RawDataset, RawRow
+from kitchen_resources.digests import FileDigests, digest_json
+from kitchen_resources.errors import DataError
+
+EMBEDDED = "embedded:"
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+_NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+
+
+class SourceDatasets:
+    """The data sets of this machine and of the hub."""
+
+    def __init__(self) -> None:
+        self._digests = FileDigests()
+
+    def open(self, reference: str, *, split: str = "train") -> RawDataset:
+        """See `DatasetStore.open`."""
+        if reference.startswith(EMBEDDED):
+            return self._embedded(reference, split)
+        path = Path(reference).expanduser()
+        if path.is_file():
+            return self._file(reference, path, split)
+        if path.is_dir():
+            return self._folder(reference, path, split)
+        return self._hub(reference, split)
+
+    def _file(self, reference: str, path: Path, split: str) -> RawDataset:
+        if split != "train":
+            raise DataError(
+                f"is one file and has no split {split!r}",
+                where=reference,
+                fix="split: train, or name a folder",
+            )
+        return self._of_files(reference, "file", path.parent, [path])
+
+    def _folder(self, reference: str, folder: Path, split: str) -> RawDataset:
+        return self._of_files(reference, "folder", folder, _files_of_split(reference, folder, split))
+
+    def _hub(self, reference: str, split: str) -> RawDataset:
+        from kitchen_resources.hub import fetch_dataset, is_repo_id
+
+        repo_id, _, revision = reference.partition("@")
+        if not reference or not is_repo_id(repo_id) or re.search(r"\.\w+\Z", repo_id.split("/")[-1]):
+            raise DataError(
+                "there is no such file or folder" if reference else "no data set is named",
+                where=f"dataset {reference!r}" if reference else "dataset",
+                fix="dataset: a file, a folder, a hub id such as org/name, or embedded:NAME",
+            )
+        snapshot = fetch_dataset(repo_id, revision=revision or None)
+        files = _files_of_split(reference, snapshot.folder, split)
+        raw = self._of_files(reference, "hub", snapshot.folder, files)
+        return RawDataset(reference, "hub", raw.digest, raw.files, snapshot.commit, snapshot.note, raw.read)
+
+    def _of_files(self, reference: str, kind: str, folder: Path, paths: list[Path]) -> RawDataset:
+        names = {path: path.relative_to(folder).as_posix() for path in paths}
+        for path, name in names.items():
+            if path.stat().st_size == 0:
+                raise DataError("is empty", where=name, fix="write at least one row to it")
+        files = {name: self._digests(path) for path, name in names.items()}
+
+        def read() -> Iterator[RawRow]:
+            row_id = 0
+            for path, name in names.items():
+                for where, value in read_rows(path, name):
+                    yield RawRow(row_id, where, value)
+                    row_id += 1
+
+        return RawDataset(reference, kind, digest_json(files), files, "", "", read)  # type: ignore[arg-type]
+
+    def _embedded(self, reference: str, split: str) -> RawDataset:
+        from kitchen_resources import embedded
+
+        name = reference.removeprefix(EMBEDDED)
+        if name not in embedded.PROCEDURAL or split != "train":
+            what = (
+                f"there is no embedded data set {name!r}"
+                if split == "train"
+                else f"it has no split {split!r}"
+            )
+            raise DataError(
+                what,
+                where=f"dataset {reference!r}",
+                fix=f"one of {', '.join(EMBEDDED + n for n in embedded.PROCEDURAL)}",
+            )
+
+        def read() -> Iterator[RawRow]:
+            for row_id, value in enumerate(embedded.rows(name)):
+                yield RawRow(row_id, f"{reference}[{row_id}]", value)
+
+        digest = digest_json({"embedded": name, "rows": [dict(row.value) for row in read()]})
+        return RawDataset(reference, "embedded", digest, {}, "", "", read)
+
+
+def _files_of_split(reference: str, folder: Path, split: str) -> list[Path]:
+    """The data files of a folder that belong to a split, told by words in their names, as hubs do it."""
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and is_data_file(path)
+        and path.name not in _NOT_DATA
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise DataError(
+            "the folder holds no data file",
+            where=reference,
+            fix="put a .jsonl, .json, .csv, .parquet or .arrow file there",
+        )
+    by_split: dict[str, list[Path]] = {}
+    for path in paths:
+        by_split.setdefault(_split_of(path.relative_to(folder)) or "", []).append(path)
+    if set(by_split) == {""}:
+        by_split = {"train": by_split[""]}
+    wanted = next((name for name, words in _SPLIT_NAMES.items() if split in words), split)
+    if wanted not in by_split:
+        found = ", ".join(sorted(name for name in by_split if name))
+        raise DataError(f"has no split {split!r}", where=reference, fix=f"split: one of {found}")
+    return by_split[wanted]
+
+
+def _split_of(path: Path) -> str | None:
+    words = re.split(r"[^a-z0-9]+", path.with_suffix("").as_posix().lower())
+    for name, known in _SPLIT_NAMES.items():
+        if any(word in known for word in words):
+            return name
+    return None
+
+
+class NoopDatasets:
+    """A data set store with no data behind it: any reference gives `size` simulated rows."""
+
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+
+    def open(self, reference: str, *, split: str = "train") -> RawDataset:
+        """See `DatasetStore.open`; every reference exists."""
+
+        def read() -> Iterator[RawRow]:
+            for row_id in range(self.size):
+                value = {
+                    "prompt": f"Example {row_id} from dataset {reference}",
+                    "completion": f"label {row_id % 2}",
+                }
+                yield RawRow(row_id, f"{reference}[{row_id}]", value)
+
+        digest = digest_json({"simulated": reference, "split": split, "size": self.size})
+        return RawDataset(reference, "simulated", digest, {}, "", "simulated rows", read)

@@ -1,0 +1,100 @@
+"""The order of the rows: which ones every optimiser step of an epoch trains on."""
+
+from kitchen_resources.errors import ConfigError, DataError
+
+# A CPU generator of torch reads 32 bits of its seed: 5 and 5 + 2**32 give the same permutation.
+_SEEDS = 2**32
+
+
+def batch_plan(n: int, *, seed: int, epoch: int, batch_size: int, accumulation: int = 1) -> list[list[int]]:
+    """The rows of every optimiser step of an epoch, in order. Each row is in it exactly once.
+
+    The order is that of transformers' Trainer in one process with `data_seed=seed`, and so of TRL's
+    supervised and preference trainers: accelerate's `SeedableRandomSampler` seeds a CPU generator with
+    `data_seed + epoch` and draws `torch.randperm(n)`. It does not depend on the epochs before or on torch's
+    global random state.
+
+    A step's rows are its micro-batches one after the other, `batch_size` rows each. What is left at the end
+    of the epoch is a shorter last step; no row is dropped and none is repeated.
+
+    Args:
+        n: Rows, or packs of rows.
+        seed: The recipe's seed, from 0; `seed + epoch` is below 2**32.
+        epoch: The epoch, **from 0** as in the trainers.
+        batch_size: Rows of a micro-batch.
+        accumulation: Micro-batches of an optimiser step.
+
+    Returns:
+        For each of `steps_per_epoch` steps, the indices of its rows: `batch_size * accumulation` of them,
+        fewer in the last one.
+
+    Raises:
+        DataError: There are no rows.
+        ConfigError: Another number is out of its bounds.
+    """
+    import torch
+
+    rows_of_step = _rows_of_step(n, batch_size, accumulation)
+    if seed < 0 or epoch < 0 or seed + epoch >= _SEEDS:
+        raise ConfigError(
+            f"seed {seed} at epoch {epoch} is not from 0 to {_SEEDS - 1}", where="seed", fix="write seed: 0"
+        )
+    generator = torch.Generator(device="cpu").manual_seed(seed + epoch)
+    order: list[int] = torch.randperm(n, generator=generator, device="cpu").tolist()
+    return [order[start : start + rows_of_step] for start in range(0, n, rows_of_step)]
+
+
+def steps_per_epoch(n: int, *, batch_size: int, accumulation: int = 1) -> int:
+    """Optimiser steps of a whole epoch: the last one may be short, none is left out.
+
+    Args:
+        n: Rows, or packs of rows.
+        batch_size: Rows of a micro-batch.
+        accumulation: Micro-batches of an optimiser step.
+
+    Raises:
+        DataError: There are no rows.
+        ConfigError: Another number is below 1.
+    """
+    return -(-n // _rows_of_step(n, batch_size, accumulation))
+
+
+def total_steps(
+    n: int, *, batch_size: int, accumulation: int = 1, epochs: int, max_steps: int | None = None
+) -> int:
+    """Optimiser steps of a run: all of its epochs, or `max_steps` when that is fewer.
+
+    transformers' own `max_steps` also lengthens a run beyond its epochs; this one only shortens it.
+
+    Args:
+        n: Rows, or packs of rows.
+        batch_size: Rows of a micro-batch.
+        accumulation: Micro-batches of an optimiser step.
+        epochs: Epochs of the run.
+        max_steps: The most steps to take; None for no such bound.
+
+    Raises:
+        DataError: There are no rows.
+        ConfigError: Another number is below 1.
+    """
+    _at_least_one(epochs, "epochs")
+    steps = epochs * steps_per_epoch(n, batch_size=batch_size, accumulation=accumulation)
+    if max_steps is None:
+        return steps
+    _at_least_one(max_steps, "max_steps")
+    return min(steps, max_steps)
+
+
+def _rows_of_step(n: int, batch_size: int, accumulation: int) -> int:
+    if n < 1:
+        raise DataError(
+            "there are no rows to train on", where="dataset", fix="see the row report for dropped rows"
+        )
+    _at_least_one(batch_size, "batch_size")
+    _at_least_one(accumulation, "gradient_accumulation_steps")
+    return batch_size * accumulation
+
+
+def _at_least_one(value: int, name: str) -> None:
+    if value < 1:
+        raise ConfigError(f"{value} is below 1", where=name, fix=f"write {name}: 1")

@@ -1,0 +1,177 @@
+"""Binding values to a recipe: a generated subclass whose class defaults are those values.
+
+Dagster builds what a launch leaves out from the class, not from the bound object: `learning_rate=7e-4` bound and
+`epochs: 5` launched trained at the class's own rate, and a bound LoRA block was reset to null (measured on 1.13.27).
+With the values as class defaults, and nested blocks as generated subclasses too, a launch keeps every sibling.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from kitchen_resources.errors import ConfigError
+from kitchen_resources.recipes.fields import facts_of
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+
+Where = Callable[[str], str]
+"""Gives the place of a dotted field path, for messages."""
+
+
+_REMOVE = "correct or remove it; docs/recipes.md lists every field"
+
+
+def bind(
+    recipe_class: type[Recipe],
+    values: Mapping[str, Any],
+    definition: RecipeDefinition,
+    *,
+    where: Where | None = None,
+) -> Recipe:
+    """A recipe that has `values`, and keeps them under any partial override at launch.
+
+    Args:
+        recipe_class: The method's recipe class, or a subclass of it.
+        values: Fields by name; nested blocks as mappings, which may be partial.
+        definition: Name and what else is fixed at definition.
+        where: Place of a field, for messages; by default the recipe's name and the field.
+
+    Raises:
+        ConfigError: A field is unknown or a value has the wrong type.
+    """
+    place = where or (lambda path: f"recipe {definition.name}, {path}")
+    bound_class = _subclass(recipe_class, values, place, "", extra={"definition": definition})
+    try:
+        return typing.cast(Recipe, bound_class())
+    except ValidationError as error:
+        raise type_error(error, place) from error
+
+
+def rebind(recipe: Recipe, *, name: str | None = None) -> Recipe:
+    """The same recipe as one that keeps its values under partial overrides, whatever way it was made."""
+    values = {
+        key: value.model_dump() if isinstance(value, BaseModel) else value
+        for key, value in ((key, getattr(recipe, key)) for key in recipe.model_fields_set)
+        if facts_of(type(recipe).model_fields[key]) is not None
+    }
+    definition = recipe.definition if name is None else replace(recipe.definition, name=name)
+    return bind(type(recipe), values, definition)
+
+
+def type_error(error: ValidationError, where: Where) -> ConfigError:
+    """A pydantic error as a ConfigError that names every field it is about."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        lines.append(f"{where(path)}: {item['msg']}, got {item['input']!r}")
+    return ConfigError("\n".join(lines), fix="give each field a value of its type; see docs/recipes.md")
+
+
+def unknown_field(name: str, known: typing.Iterable[str]) -> str:
+    """What to say about a field that doesn't exist."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown field {name!r}{hint}"
+
+
+def _subclass(
+    base: type[BaseModel],
+    values: Mapping[str, Any],
+    where: Where,
+    prefix: str,
+    extra: Mapping[str, Any] | None = None,
+) -> type[BaseModel]:
+    known = {name for name, field in base.model_fields.items() if facts_of(field) is not None}
+    namespace: dict[str, Any] = {
+        "__annotations__": {},
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        **(extra or {}),
+    }
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if name not in known:
+            raise ConfigError(unknown_field(name, known), where=where(path), fix=_REMOVE)
+        annotation, default = _default(base.model_fields[name].annotation, value, where, path)
+        field = base.model_fields[name]
+        namespace["__annotations__"][name] = annotation
+        namespace[name] = Field(
+            default=default,
+            description=field.description,
+            json_schema_extra=field.json_schema_extra,
+            validate_default=True,
+        )
+    return type(base)(base.__name__, (base,), namespace)
+
+
+def _default(annotation: Any, value: Any, where: Where, path: str) -> tuple[Any, Any]:
+    """Annotation and class default that make Dagster merge a partial override into `value`."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    block = _block_class(annotation)
+    if block is not None and isinstance(value, (list, tuple)):
+        _refuse_unknown_in_list(block, value, where, path)
+    if block is None or value is None or typing.get_origin(annotation) is list:
+        return annotation, _plain(_checked(annotation, value, where, path))
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"must be a block of fields, got {value!r}",
+            where=where(path),
+            fix="write its fields below it, indented",
+        )
+    block_class = _subclass(block, value, where, f"{path}.")
+    if _is_optional(annotation):
+        # A dict and not an instance: Dagster refuses an instance as the default of an optional block.
+        return typing.Optional[block_class], {}
+    try:
+        return block_class, block_class()
+    except ValidationError as error:
+        raise type_error(error, lambda inner: where(f"{path}.{inner}")) from error
+
+
+def _refuse_unknown_in_list(
+    block: type[dg.Config], items: typing.Sequence[Any], where: Where, path: str
+) -> None:
+    """pydantic would ignore an unknown key of a block in a list."""
+    for index, item in enumerate(items):
+        for name in item if isinstance(item, Mapping) else ():
+            if name not in block.model_fields:
+                raise ConfigError(
+                    unknown_field(name, block.model_fields),
+                    where=where(f"{path}.{index}.{name}"),
+                    fix=_REMOVE,
+                )
+
+
+def _checked(annotation: Any, value: Any, where: Where, path: str) -> Any:
+    """The value as its type, checked here because Dagster's own word on a wrong class default names no field."""
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise type_error(error, lambda inner: where(f"{path}.{inner}" if inner else path)) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _block_class(annotation: Any) -> type[dg.Config] | None:
+    """The block class that an annotation holds, directly, optionally or in a list."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, dg.Config):
+            return candidate
+    return None
+
+
+def _is_optional(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    return origin in (typing.Union, types.UnionType) and type(None) in typing.get_args(annotation)

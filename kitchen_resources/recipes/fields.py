@@ -1,0 +1,87 @@
+"""Recipe fields: a default, a description, bounds, and what the field moves.
+
+Bounds are kept beside the field and not inside the pydantic type. A value out of bounds must reach `preflight`,
+whose message names field, value, bound and fix; pydantic would fail inside Dagster's resource set-up instead.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+Moves = Literal["weights", "data", "base", "nothing"]
+"""What changes when a field changes: the weights (the field itself enters the identity), the prepared data or the
+base model (whose digest enters the identity), or nothing that was learned."""
+
+_KEY = "kitchen"
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """What the kitchen knows of a field beyond its type.
+
+    Attributes:
+        moves: See `Moves`.
+        minimum: Smallest valid value; `above` excludes the bound itself.
+        maximum: Largest valid value; `below` excludes the bound itself.
+        added_in: Identity version that first knew the field. A field added after 1 enters an identity only when
+            it differs from `neutral`, the value that reproduces what was done before it existed.
+        neutral: See `added_in`.
+    """
+
+    moves: Moves
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+    added_in: int = 1
+    neutral: Any = None
+
+    def violated_bound(self, value: float) -> str | None:
+        """The bound that a number violates, in words; None when it is within all of them."""
+        if not value == value or value in (float("inf"), float("-inf")):
+            return "must be a finite number"
+        if self.minimum is not None and value < self.minimum:
+            return f"must be at least {self.minimum:g}"
+        if self.above is not None and value <= self.above:
+            return f"must be greater than {self.above:g}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum:g}"
+        if self.below is not None and value >= self.below:
+            return f"must be less than {self.below:g}"
+        return None
+
+
+def recipe_field(
+    default: Any,
+    description: str,
+    *,
+    moves: Moves,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    added_in: int = 1,
+    neutral: Any = None,
+) -> Any:
+    """A pydantic field that carries its `FieldFacts`."""
+    facts = FieldFacts(moves, minimum, above, maximum, below, added_in, neutral)
+    return Field(default=default, description=description, json_schema_extra={_KEY: vars(facts)})
+
+
+def facts_of(field: FieldInfo) -> FieldFacts | None:
+    """The facts of a field, or None when it was not made by `recipe_field`."""
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict) or _KEY not in extra:
+        return None
+    return FieldFacts(**extra[_KEY])  # type: ignore[arg-type]
+
+
+def fields_with_facts(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, FieldFacts]]:
+    """Every field of a recipe class or block, with its facts, in the order of definition."""
+    for name, field in model.model_fields.items():
+        facts = facts_of(field)
+        if facts is not None:
+            yield name, field, facts

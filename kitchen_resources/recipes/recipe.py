@@ -1,0 +1,271 @@
+"""The recipe: what to train, as one typed, flat Dagster resource.
+
+A launch overrides single fields (`resources: {supervised: {config: {epochs: 5}}}`). Dagster fills what a launch leaves
+out from the *class*, not from the bound object (measured: binding `learning_rate=7e-4` and launching `epochs: 5` trains
+at the class's rate), so a bound recipe is always a generated subclass that has its values as class defaults: `bind`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Dict, List, Literal, Mapping, Optional
+
+import dagster as dg
+
+from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
+from kitchen_resources.recipes.fields import recipe_field
+
+Schedule = Literal["constant", "linear", "cosine", "polynomial", "exponential"]
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When a recipe is launched by itself; off until switched on in the UI."""
+
+    cron: str
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True)
+class RecipeDefinition:
+    """What is fixed where a recipe is defined, and can't be overridden by a launch.
+
+    Attributes:
+        name: Resource key, job name and asset prefix; matches `[a-z][a-z0-9_]*`.
+        description: What the recipe is for; markdown.
+        schedule: When to launch it, or None.
+        base_from: Recipe whose registered model is the base of this one, or "".
+        owners: Dagster owners, `team:x` or a mail address.
+        tags: Dagster tags of the job.
+        source: File it came from, or "".
+    """
+
+    name: str = ""
+    description: str = ""
+    schedule: Timetable | None = None
+    base_from: str = ""
+    owners: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+
+class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The fields that every method shares.
+
+    Values are typed but not bounded here: `preflight` checks bounds and what goes together, before any work.
+    """
+
+    method: ClassVar[str] = ""
+    """Name of the workflow that trains this recipe."""
+
+    definition: ClassVar[RecipeDefinition] = RecipeDefinition()
+
+    # What is trained, and on what.
+    model: str = recipe_field(
+        "",
+        "Base model: a local folder, a hub id (`org/name` or `org/name@revision`), or `embedded:tiny`.",
+        moves="base",
+    )
+    chat_template: Optional[str] = recipe_field(
+        None,
+        "Null for the model's own; a built-in name (chatml, role_colon, llama3); a .jinja file; `none` for raw text.",
+        moves="data",
+    )
+    dataset: str = recipe_field(
+        "",
+        "A file or folder (JSONL, JSON, CSV, Parquet, Arrow), a hub id (`org/name@revision`), or `embedded:NAME`.",
+        moves="data",
+    )
+    split: str = recipe_field("train", "Split to train on, when the data set has several.", moves="data")
+    max_rows: Optional[int] = recipe_field(
+        None, "Use only the first rows of the data set; null for all.", moves="data", minimum=1
+    )
+    columns: Dict[str, str] = recipe_field(
+        {},
+        "Names of your columns: {ours: yours}, such as {prompt: question, completion: answer}.",
+        moves="data",
+    )
+    held_out: str = recipe_field(
+        "0.1",
+        "Rows kept from training: a share such as 0.1 (0 for none), or a file, folder, hub id, or `split:NAME`.",
+        moves="data",
+    )
+    max_length: int = recipe_field(
+        2048, "Longest row in tokens; what is beyond it is cut and reported.", moves="data", minimum=2
+    )
+    row_limits: RowLimits = recipe_field(
+        RowLimits(), "Shares of defective rows at which training is refused.", moves="nothing"
+    )
+
+    # How long, and in what steps.
+    epochs: int = recipe_field(
+        3, "Passes over the training rows.", moves="weights", minimum=1, maximum=100_000
+    )
+    max_steps: Optional[int] = recipe_field(
+        None,
+        "Stop after this many optimiser steps, if that is sooner; null for no limit.",
+        moves="weights",
+        minimum=1,
+    )
+    batch_size: int = recipe_field(8, "Rows (or packs) in one forward pass.", moves="weights", minimum=1)
+    gradient_accumulation_steps: int = recipe_field(
+        1, "Forward passes whose gradients make one optimiser step.", moves="weights", minimum=1
+    )
+
+    # The optimiser.
+    optimizer: Literal["adamw", "adamw_fused", "sgd", "adafactor"] = recipe_field(
+        "adamw", "Update rule. The fused AdamW is faster on GPUs and gives other bits.", moves="weights"
+    )
+    learning_rate: float = recipe_field(
+        2.0e-5, "Peak learning rate. In YAML write 2.0e-4: 2e-4 is read as text.", moves="weights", minimum=0
+    )
+    lr_schedule: Schedule = recipe_field(
+        "linear", "Shape of the learning rate after warm-up.", moves="weights"
+    )
+    lr_final: float = recipe_field(
+        0.0, "Learning rate at the last step (linear, cosine, polynomial).", moves="weights", minimum=0
+    )
+    lr_power: float = recipe_field(1.0, "Exponent of the polynomial schedule.", moves="weights", above=0)
+    lr_decay_rate: float = recipe_field(
+        0.9, "Factor of the exponential schedule, per step.", moves="weights", above=0, maximum=1
+    )
+    lr_cycles: float = recipe_field(
+        0.5, "Waves of the cosine schedule; 0.5 is one descent.", moves="weights", above=0
+    )
+    warmup_ratio: Optional[float] = recipe_field(
+        None,
+        "Share of all steps over which the learning rate rises from 0.",
+        moves="weights",
+        minimum=0,
+        below=1,
+    )
+    warmup_steps: Optional[int] = recipe_field(
+        None,
+        "Steps over which the learning rate rises from 0; instead of `warmup_ratio`.",
+        moves="weights",
+        minimum=0,
+    )
+    weight_decay: float = recipe_field(0.0, "Decoupled weight decay.", moves="weights", minimum=0)
+    adam_beta1: float = recipe_field(0.9, "Decay of the first moment.", moves="weights", minimum=0, below=1)
+    adam_beta2: float = recipe_field(
+        0.999, "Decay of the second moment.", moves="weights", minimum=0, below=1
+    )
+    adam_eps: float = recipe_field(
+        1.0e-8, "Added to the root of the second moment.", moves="weights", above=0
+    )
+    max_grad_norm: float = recipe_field(
+        1.0, "Gradients are scaled down to this norm; 0 for never.", moves="weights", minimum=0
+    )
+
+    # The model in memory.
+    lora: Optional[LoraConfig] = recipe_field(
+        None, "Low-rank adaptation; null for full fine-tuning.", moves="weights"
+    )
+    quantization: Literal["none", "8bit", "4bit"] = recipe_field(
+        "none",
+        "Load the frozen base in fewer bits (LoRA only; needs the `quantization` extra).",
+        moves="weights",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = recipe_field(
+        "auto", "Arithmetic: auto is bf16 on a GPU that has it, else fp32.", moves="weights"
+    )
+    gradient_checkpointing: bool = recipe_field(
+        False,
+        "Recompute activations in the backward pass: less memory, about a third slower.",
+        moves="weights",
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = recipe_field(
+        "auto", "Attention kernel: auto is sdpa where the model has it, else eager.", moves="weights"
+    )
+    seed: int = recipe_field(
+        0, "Seed of initialisation, dropout, order and split.", moves="weights", minimum=0, maximum=2**31
+    )
+    deterministic: bool = recipe_field(
+        False,
+        "On GPUs: deterministic kernels and eager attention, slower. CPU fp32 always is.",
+        moves="weights",
+    )
+    trainer_args: Dict[str, Any] = recipe_field(
+        {}, "Further arguments of the TRL config class, checked against it.", moves="weights"
+    )
+
+    # Checkpoints, evaluation, selection.
+    checkpoint_steps: Optional[int] = recipe_field(
+        None,
+        "Also save every so many optimiser steps; every epoch's end is always saved.",
+        moves="nothing",
+        minimum=1,
+    )
+    checkpoint_minutes: Optional[float] = recipe_field(
+        None, "Also save every so many minutes.", moves="nothing", above=0
+    )
+    keep_last: int = recipe_field(2, "Newest checkpoints kept whole.", moves="nothing", minimum=1)
+    keep_best: int = recipe_field(
+        1, "Best checkpoints by `select_metric` kept whole.", moves="nothing", minimum=0
+    )
+    eval_every: int = recipe_field(
+        1, "Evaluate after every so many epochs; 0 for only the final model.", moves="nothing", minimum=0
+    )
+    evaluations: List[EvaluationConfig] = recipe_field(
+        [], "Evaluations beyond the loss on held-out rows.", moves="nothing"
+    )
+    select: Literal["last", "best"] = recipe_field("last", "Which epoch becomes the model.", moves="nothing")
+    select_metric: str = recipe_field(
+        "held_out/loss",
+        "Metric of `select`, `keep_best` and early stopping: <evaluation>/<metric>.",
+        moves="nothing",
+    )
+    early_stop_patience: Optional[int] = recipe_field(
+        None,
+        "Stop after this many evaluations without a better `select_metric`; null for never.",
+        moves="nothing",
+        minimum=1,
+    )
+    promotion: PromotionRule = recipe_field(
+        PromotionRule(), "When the promotion job may move `production`.", moves="nothing"
+    )
+    export: Literal["merged", "adapter", "both"] = recipe_field(
+        "merged",
+        "What the model folder holds: the merged weights, the LoRA adapter, or both.",
+        moves="nothing",
+    )
+
+    # Going on.
+    continue_from: Optional[str] = recipe_field(
+        None,
+        "Start from a stored checkpoint: a fingerprint's first digits, with @STEP for one of its checkpoints; or latest.",
+        moves="base",
+    )
+    carry: Literal["all", "weights"] = recipe_field(
+        "all",
+        "With `continue_from`: go on with the optimiser's state too, or only with the weights.",
+        moves="base",
+    )
+    on_drift: Literal["warn", "refuse"] = recipe_field(
+        "warn",
+        "When a run resumes on other library versions or another CPU: go on and say so, or refuse.",
+        moves="nothing",
+    )
+    lease_wait_s: float = recipe_field(
+        86_400.0, "Seconds to wait while another process trains the same recipe.", moves="nothing", minimum=0
+    )
+
+
+class SupervisedRecipe(Recipe):
+    """Supervised fine-tuning: the model learns to give the answers that the rows hold."""
+
+    method: ClassVar[str] = "supervised"
+
+    train_on: Literal[
+        "last_assistant_message",
+        "all_assistant_messages",
+        "all_messages",
+        "all_tokens",
+        "all_user_and_system_messages",
+        "customized",
+    ] = recipe_field(
+        "last_assistant_message",
+        "Which tokens are learned. `customized`: the messages with `trainable: true`.",
+        moves="data",
+    )
+    packing: bool = recipe_field(
+        False, "Put several rows into one sequence of `max_length`, each seeing only itself.", moves="data"
+    )

@@ -1,0 +1,68 @@
+"""The plan of a training run: its steps and epochs, fixed before the first one."""
+
+import math
+from dataclasses import dataclass
+
+from kitchen_resources.errors import DataError
+from kitchen_resources.formulas.batches import steps_per_epoch, total_steps
+from kitchen_resources.formulas.schedules import warmup_steps_from_ratio
+from kitchen_resources.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Steps and epochs of a run. The learning rate's schedule runs over `total_steps`, in every session alike.
+
+    Attributes:
+        rows: Training rows, or packs of rows.
+        steps_per_epoch: Optimiser steps of a whole epoch.
+        total_steps: Optimiser steps of the run.
+        epochs: Epochs of the run; `max_steps` may end the last one early.
+        warmup_steps: Steps over which the learning rate rises.
+    """
+
+    rows: int
+    steps_per_epoch: int
+    total_steps: int
+    epochs: int
+    warmup_steps: int
+
+    def last_step(self, epoch: int) -> int:
+        """The global step at which an epoch (from 1) ends."""
+        return min(epoch * self.steps_per_epoch, self.total_steps)
+
+    def epoch_at(self, global_step: int) -> int:
+        """The epoch (from 1) that the given step, from 1, belongs to."""
+        return max(1, math.ceil(global_step / self.steps_per_epoch))
+
+
+def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
+    """The plan of a recipe over so many prepared rows.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if rows < 1:
+        raise DataError(
+            "no training rows are left", where="dataset", fix="see the row report for why rows were dropped"
+        )
+    per_epoch = steps_per_epoch(
+        rows, batch_size=recipe.batch_size, accumulation=recipe.gradient_accumulation_steps
+    )
+    total = total_steps(
+        rows,
+        batch_size=recipe.batch_size,
+        accumulation=recipe.gradient_accumulation_steps,
+        epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+    )
+    warmup = recipe.warmup_steps or 0
+    if recipe.warmup_ratio is not None:
+        warmup = warmup_steps_from_ratio(recipe.warmup_ratio, total)
+    return TrainingPlan(
+        rows=rows,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        epochs=math.ceil(total / per_epoch),
+        warmup_steps=min(warmup, total),
+    )
