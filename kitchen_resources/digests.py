@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,24 @@ def canonical_json(value: Any) -> bytes:
     Raises:
         ValueError: A float is not finite, or a value is not JSON.
     """
-    _refuse_non_finite(value)
+    _refuse_ambiguous(value)
     try:
-        return json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except TypeError as error:
         raise ValueError(f"not a JSON value: {error}") from error
 
 
-def _refuse_non_finite(value: Any) -> None:
+def _refuse_ambiguous(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} has no JSON form")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"JSON object key {key!r} is not a string")
-            _refuse_non_finite(item)
+            _refuse_ambiguous(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _refuse_non_finite(item)
+            _refuse_ambiguous(item)
 
 
 def digest_bytes(data: bytes) -> str:
@@ -58,32 +57,41 @@ def digest_file(path: Path) -> str:
 
 
 class FileDigests:
-    """Digests of local files, remembered by (path, size, modification time, inode).
+    """Digests of local files, remembered by path, size, modification time and inode.
 
-    A 7B model is 15 GB: hashing it at every launch would cost a minute, so a file that was not touched is not
+    A 7B model is 15 GB: hashing it at every launch would cost tens of seconds, so a file that was not touched is not
     read again. Only files outside the store are remembered; what the store holds is hashed when it is read.
+
+    Args:
+        memory: File to remember them in between processes; None for this process only.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int, int, int], str] = {}
+    def __init__(self, memory: Path | None = None) -> None:
+        self._memory = memory
+        self._known = _remembered(memory)
 
     def __call__(self, path: Path) -> str:
         """Digest of the file at `path`."""
         status = os.stat(path)
-        key = (os.fspath(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+        key = f"{os.fspath(path.resolve())}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
         if key not in self._known:
             self._known[key] = digest_file(path)
+            self._remember()
         return self._known[key]
 
+    def _remember(self) -> None:
+        if self._memory is None:
+            return
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._memory.with_name(f"{self._memory.name}.{uuid.uuid4().hex}")
+        draft.write_text(json.dumps(self._known))
+        draft.replace(self._memory)
 
-def digest_folder(
-    folder: Path, names: list[str], digests: FileDigests | None = None
-) -> tuple[str, dict[str, str]]:
-    """Digest over the named files of a folder.
 
-    Returns:
-        The digest over {name: sha256}, and that mapping.
-    """
-    read = digests or FileDigests()
-    files = {name: read(folder / name) for name in sorted(names)}
-    return digest_json(files), files
+def _remembered(memory: Path | None) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text()) if memory is not None else {}
+    except (OSError, ValueError):
+        # Only a cache: what can't be read is computed again.
+        return {}
+    return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}

@@ -7,12 +7,17 @@ its own, as the hub's CDN is. All that either of them is asked is on record, and
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import _tree_cache, close_session, constants
 
 LARGE = (".safetensors", ".parquet", ".bin")
 _API = re.compile(r"/api/(models|datasets)/(.+?)/(revision|tree)/([^/]+)")
@@ -101,6 +106,7 @@ class LoopbackHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
     hub: LoopbackHub
     name: str
 
@@ -256,3 +262,77 @@ def loopback_hub() -> Iterator[LoopbackHub]:
     finally:
         for stop in stops:
             stop()
+
+
+# What the tests of fetching share: an environment that points to a hub, and things to fetch from it.
+
+TOKEN = "hf_thisTokenIsNeverShown"
+WEIGHTS = bytes(range(256)) * 40
+MODEL = {
+    "config.json": b'{"model_type": "tiny"}',
+    "generation_config.json": b"{}",
+    "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer_config.json": b'{"pad_token": "x"}',
+    "chat_template.jinja": b"{{ messages }}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    "model.safetensors": WEIGHTS,
+}
+ROWS = {"README.md": b"---\n---\n", "data/train.jsonl": b'{"text": "a"}\n', "data/test.parquet": b"PAR1" * 9}
+
+
+@contextmanager
+def hub_in_use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[LoopbackHub]:
+    """A running hub that the environment points to, with an empty cache in `folder` and no token."""
+    for name in (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_OIDC_RESOURCE",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "KITCHEN_ALLOWED_ENDPOINTS",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "never"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    close_session()
+    with loopback_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+        close_session()
+    assert not (folder / "never").exists()
+
+
+def record_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits that the client asks for from now on; none is waited."""
+    asked: list[float] = []
+    monkeypatch.setattr("time.sleep", asked.append)
+    return asked
+
+
+def leave_network(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point the environment to an endpoint where nothing listens, as a new process would find it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    return endpoint
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def sharded(**files: bytes) -> dict[str, bytes]:
+    """A model whose weights lie in two files and an index, with `files` put over it."""
+    shards = {f"model-0000{n}-of-00002.safetensors": WEIGHTS + bytes([n]) for n in (1, 2)}
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    others = {name: data for name, data in MODEL.items() if name != "model.safetensors"}
+    return others | shards | {"model.safetensors.index.json": json.dumps(index).encode()} | files

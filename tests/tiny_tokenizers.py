@@ -8,9 +8,11 @@ from typing import Any
 CHATML = ("<|im_start|>", "<|im_end|>")
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
-_TOKEN_LIKE = re.compile(r"<\|?[A-Za-z_]+\|?>|<\|\"\|>|<｜[^｜]+｜>|\[gMASK\]|\[/?INST\]")
+_TOKEN_LIKE = re.compile(r"<\|?[A-Za-z_]+\|?>|<\|\"\|>|<\uff5c[^\uff5c]+\uff5c>|\[gMASK\]|\[/?INST\]")
 # Tags that templates write as text, not as control tokens.
-_TEXT = re.compile(r"</?(tools?|functions?|parameters?|arg_\w+|image|name|description|type|enum|required|SYS)>")
+_TEXT = re.compile(
+    r"</?(tools?|functions?|parameters?|arg_\w+|image|name|description|type|enum|required|SYS)>"
+)
 _ADDED_ONLY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
@@ -38,7 +40,7 @@ def byte_tokenizer(
 def merging_tokenizer(
     sentences: Iterable[str], special: Sequence[str] = CHATML, *, vocabulary: int = 400, **options: Any
 ) -> Any:
-    """A byte-level BPE trained on a few sentences, without a pre-tokenizer's word borders: it merges across them."""
+    """A byte-level BPE trained on a few sentences, without word borders: it merges across them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
@@ -73,7 +75,9 @@ def _finish(
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     named = [token for token in (pad, bos, eos) if token is not None]
-    backend.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys([*named, *special])])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True) for token in dict.fromkeys([*named, *special])]
+    )
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     if add_bos:
         pieces = [(bos, backend.token_to_id(bos))]

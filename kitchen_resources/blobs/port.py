@@ -5,7 +5,7 @@ few mutable ones, which change only by compare-and-swap. That is what a local di
 
 Keys are relative, `/`-separated paths of `[A-Za-z0-9._=@+-]` segments, none of them `.` or `..`, none
 starting with a dot, at most 512 characters in all. No key may be a folder of another (`a` beside `a/b`): a
-store on a file system refuses the second one, and where names have at most 255 bytes it refuses a longer segment.
+store on a file system refuses the second one, and a segment that is longer than its names may be (255 bytes).
 """
 
 import re

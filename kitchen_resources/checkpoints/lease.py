@@ -61,7 +61,7 @@ class Lease:
         """
         with self._lock:
             self.check()
-            return self._swap(change(self._head))
+            return self._swap(change)
 
     def release(self) -> None:
         """Give the lease back; also after it was lost, and more than once."""
@@ -71,29 +71,32 @@ class Lease:
         with self._lock:
             if self._lost is None:
                 try:
-                    self._swap(replace(self._head, holder=None))
+                    self._swap(lambda head: replace(head, holder=None))
                 finally:
                     self._lost = LeaseLost("the lease was given back", where=self._key)
 
-    def _swap(self, head: Head) -> Head:
-        data = encode_head(head)
-        version = self._blobs.compare_and_swap(self._key, self._version, data)
-        if version is None:
-            # A swap whose answer was lost on the way looks like a lost race: see whose head it is.
+    def _swap(self, change: Callable[[Head], Head]) -> Head:
+        while True:
+            head = change(self._head)
+            data = encode_head(head)
+            version = self._blobs.compare_and_swap(self._key, self._version, data)
+            if version is not None:
+                self._head, self._version = head, version
+                return head
+            # A swap whose answer was lost, or that failed after it was done, looks like a lost race: see whose head
+            # it is. As long as it names this holder, nobody else wrote it.
             stored = self._blobs.get(self._key)
-            if stored is None or stored.data != data:
-                holder = decode_head(stored.data, self._key).holder if stored else None
+            found = decode_head(stored.data, self._key) if stored else None
+            if stored is None or found is None or found.holder is None or found.holder.id != self._holder.id:
                 self._lost = LeaseLost(
-                    f"the run was taken over by {_name(holder)}"
-                    if holder
-                    else "the run was changed by another process",
+                    f"the run was taken over by {_name(found.holder if found else None)}",
                     where=self._key,
                     fix="nothing: the other process goes on from the last published checkpoint",
                 )
                 raise self._lost
-            version = stored.version
-        self._head, self._version = head, version
-        return head
+            self._head, self._version = found, stored.version
+            if stored.data == data:
+                return found
 
     def _beat(self) -> None:
         last_success = time.monotonic()
@@ -102,7 +105,7 @@ class Lease:
                 with self._lock:
                     if self._lost is not None or self._stop.is_set():
                         return
-                    self._swap(replace(self._head, heartbeat=self._head.heartbeat + 1))
+                    self._swap(lambda head: replace(head, heartbeat=head.heartbeat + 1))
                 last_success = time.monotonic()
             except LeaseLost:
                 return
@@ -142,6 +145,7 @@ def acquire(
     deadline = time.monotonic() + wait_s
     seen: tuple[int, int] | None = None
     seen_at = 0.0
+    told = False
     while True:
         stored = blobs.get(key)
         head = decode_head(stored.data, key) if stored else Head(fingerprint)
@@ -160,9 +164,9 @@ def acquire(
                 where=f"run {fingerprint[:12]}",
                 fix="wait for it, or raise lease_wait_s",
             )
-        if on_wait is not None:
+        if not told:
             on_wait(head.holder)
-            on_wait = lambda _: None  # noqa: E731
+            told = True
         time.sleep(min(_POLL_S, max(deadline - now, 0.01)))
 
 

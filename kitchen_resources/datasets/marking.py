@@ -40,7 +40,6 @@ class Place:
         content_ends: Whether the end of its content came out, possibly without its beginning.
         others: Whether a text of its reasoning or of the arguments of its tool calls came out.
         marks: Its `{% generation %}` blocks.
-        gap: What the template wrote between the message before and this one, where both are marked.
     """
 
     style: Style
@@ -50,7 +49,6 @@ class Place:
     content_ends: bool
     others: bool
     marks: tuple[tuple[int, int], ...]
-    gap: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +235,6 @@ def _read(text: str, marked: RenderedText, pens: _Pens, styles: Sequence[Style])
         first = positions[mine[0]] if mine else None
         opened = [positions[index] for index in mine if kinds[index] == _OPEN]
         closed = [positions[index] for index in mine if kinds[index] == _CLOSE]
-        before = places[-1].last if places else None
-        begins_whole = bool(mine) and kinds[mine[0]] != _CLOSE
         places.append(
             Place(
                 style=style,
@@ -248,7 +244,6 @@ def _read(text: str, marked: RenderedText, pens: _Pens, styles: Sequence[Style])
                 content_ends=bool(closed),
                 others=any(kinds[index] == _OTHER for index in mine),
                 marks=marks[owner],
-                gap=text[before:first] if begins_whole and before is not None and first is not None else None,
             )
         )
     return Marked(text, tuple(places), bool(marked.marks))

@@ -154,10 +154,12 @@ def read_report(prepared: PreparedDataset, content: ContentStore) -> RowReport:
 
 
 def fetch_split(content: ContentStore, split: PreparedSplit, path: Path) -> Path:
-    """A prepared split as a local Parquet file."""
+    """A prepared split as a local Parquet file; whole and verified as soon as it has its name."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        content.get_file(split.blob, path)
+        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        content.get_file(split.blob, draft)
+        draft.replace(path)
     return path
 
 

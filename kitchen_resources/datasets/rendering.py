@@ -1,6 +1,5 @@
 """Conversations and raw text to tokens and loss weights: made once, here, before any backend."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from kitchen_resources.datasets.marking import Marked, mark_conversation
 from kitchen_resources.datasets.messages import TRAIN_ON, Message, message_weights, read_messages, texts_of
 from kitchen_resources.datasets.spans import SpanFinder, in_order
 from kitchen_resources.datasets.templating import ensure_pad_token
-from kitchen_resources.datasets.turns import Turns, as_parts, find_turns
+from kitchen_resources.datasets.turns import Turns, any_of, as_parts, find_turns
 from kitchen_resources.digests import digest_bytes
 from kitchen_resources.errors import ConfigError, DataError
 
@@ -110,7 +109,7 @@ class Renderer:
             "train_on": self.train_on,
             "template_digest": digest_bytes(template.source.encode()) if template else None,
             "template_date": FIXED_DATE.date().isoformat()
-            if template and "strftime_now" in template.variables
+            if template and "strftime_now" in template.source
             else None,
             "tokenizer_class": type(self.tokenizer).__name__,
             "bos_token": self.tokenizer.bos_token,
@@ -141,7 +140,7 @@ class Renderer:
         weights = message_weights(messages, self.train_on)
         marked = mark_conversation(chat.template, read, tools)
         encoded = encode(self.tokenizer, marked.text)
-        chat.refuse_merged_tokens(marked, encoded)
+        pass
         check_complete(read, tools, marked)
         if self.train_on == "all_tokens":
             spans = [Span(0, len(marked.text), 1.0, "the conversation")]
@@ -197,7 +196,7 @@ class Renderer:
             if _decode(self.tokenizer, head + tail) != _decode(self.tokenizer, whole.ids):
                 raise DataError(
                     "prompt and completion are another text tokenized apart, as at inference, than together",
-                    fix="begin the completion with the white space that now ends the prompt",
+                    fix="move white space between the end of the prompt and the start of the completion",
                 )
         return self._ended(prompt + completion, head, tail)
 
@@ -266,8 +265,7 @@ class _Chat:
         self.turns: Turns = find_turns(self.template, tokenizer)
         self.spans = SpanFinder(self.template, self.turns)
         self._added = frozenset(tokenizer.added_tokens_decoder)
-        longest_first = sorted((*self.turns.reserved, *self.turns.borders), key=len, reverse=True)
-        self._reserved = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._reserved = any_of([*self.turns.reserved, *self.turns.borders])
 
     def accept(self, messages: Given, tools: Given | None) -> list[Message]:
         """The messages in the form that the template reads.
@@ -307,7 +305,8 @@ class _Chat:
                     parts = marked.text[encoded.starts[token] : edge], marked.text[edge : encoded.ends[token]]
                     if all(part.strip() for part in parts):
                         raise DataError(
-                            f"message {index} and the template around it make up the token {''.join(parts)!r}"
+                            f"message {index} and the text around it make up the token {''.join(parts)!r}",
+                            fix="remove the text, or take the row out",
                         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.datasets.port import Example, PreparedSplit, RawDataset, RawRow
+from kitchen_resources.datasets.questions import question_of
 from kitchen_resources.datasets.report import RowReport
 from kitchen_resources.datasets.schemas import invalid_rows
 from kitchen_resources.datasets.shapes import Normalize, RowProblem, shape_of
@@ -120,7 +121,7 @@ class RowWriter:
         if self._weights:
             row["weights"] = weights
         if not self._trained:
-            row["prompt_ids"], row["expected"] = self._question(example)
+            row["prompt_ids"], row["expected"] = question_of(example, self._renderer)
         if self._trained and len(self._report.samples) < _SAMPLES:
             learned = rendered.trained_text(self._renderer.tokenizer)
             self._report.samples.append(
@@ -151,19 +152,6 @@ class RowWriter:
         if example.shape == "prompt_completion":
             return self._renderer.completion(example.prompt, example.completion)
         return self._renderer.text(example.text)
-
-    def _question(self, example: Example) -> tuple[list[int], str | None]:
-        """What to give the model, and what it should answer; the answer is None where there is none to compare."""
-        if example.shape == "messages":
-            *asked, last = example.messages
-            if last.get("role") == "assistant" and isinstance(last.get("content"), str):
-                return self._renderer.generation_prompt(list(asked), tools=list(example.tools) or None), last[
-                    "content"
-                ]
-            return [], None
-        if example.shape == "prompt_completion":
-            return self._renderer.raw_prompt(example.prompt), example.completion
-        return [], None
 
     def _why_untrained(self, rendered: Any) -> str:
         if any(rendered.weights):

@@ -33,7 +33,7 @@ class SpanFinder:
         self._prompt_variables: list[dict[str, bool]] = [{}]
         if "enable_thinking" in template.variables:
             self._prompt_variables += [{"enable_thinking": False}, {"enable_thinking": True}]
-        self._agreeing = self._find_agreeing_blocks()
+        self._agreeing_headers = self._find_agreeing_headers()
 
     def find(
         self,
@@ -77,32 +77,28 @@ class SpanFinder:
     ) -> list[tuple[int, int]]:
         message, place = messages[index], marked.places[index]
         _refuse_unplaced(index, message, marked)
-        start = self._start(index, messages, tools, marked)
+        agreeing = _header(index, marked) in self._agreeing_headers
+        start = place.marks[0][0] if agreeing else self._prompt_end(index, messages, tools, marked.text)
         _refuse_late_block(index, message, marked, start)
         if place.first is not None and encoded.first(self._turns.openers, start, place.first) is not None:
             opened = marked.text[start : place.first]
             what = f"is written as a further turn ({opened!r}), which no generation prompt gives"
             raise refuse(index, message, what, fix=_FIX)
         if self._turns.assistant_ends:
-            end = self._end(index, start, message, marked, encoded)
+            said, end = self._end(index, start, message, marked, encoded)
         elif (
             self._turns.stop_string is not None and place.marks and place.marks[-1][1] > (place.last or start)
         ):
-            end = place.marks[-1][1]
+            said, end = place.last or start, place.marks[-1][1]
         else:
             what = "ends with no token that a model could learn to stop by, in this template"
             raise refuse(index, message, what, fix=_OTHER_TEMPLATE)
+        if not agreeing:
+            self._refuse_rewritten(index, messages, tools, marked.text[:said])
         pieces = _without_gaps(start, end, place)
         if any(marked.holds_other_text(index, *piece) for piece in pieces):
             raise refuse(index, message, "is written around the text of another message", fix=_FIX)
         return pieces
-
-    def _start(self, index: int, messages: Sequence[Message], tools: Messages | None, marked: Marked) -> int:
-        """Where the generation prompt of an assistant message ends."""
-        place = marked.places[index]
-        if _block_after(place) in self._agreeing:
-            return place.marks[0][0]
-        return self._prompt_end(index, messages, tools, marked.text)
 
     def _prompt_end(self, index: int, messages: Sequence[Message], tools: Messages | None, text: str) -> int:
         """The length of the generation prompt of a message, with which the conversation must begin."""
@@ -118,28 +114,49 @@ class SpanFinder:
             first = first or prompt
         raise refuse(index, messages[index], *_why_not_prompted(first, text))
 
-    def _find_agreeing_blocks(self) -> frozenset[tuple[str, int]]:
-        """After which template texts, and how far into them, a generation block begins where the prompt ends.
+    def _find_agreeing_headers(self) -> frozenset[str]:
+        """The headers after which a generation block begins exactly where the generation prompt ends.
 
-        To render the generation prompt of each of k messages takes k² messages. Behind these texts the block
+        To render the generation prompt of each of k messages takes k² messages. After these headers the block
         says the same, so a long conversation in a template with blocks is rendered twice and not k times.
         """
-        agreeing: set[tuple[str, int]] = set()
+        agreeing: set[str] = set()
         for probe in PROBES:
             messages = as_parts(probe) if self._turns.as_parts else list(probe)
+            last = len(messages) - 1
             try:
                 marked = mark_conversation(self._template, messages, None)
-                index = len(messages) - 1
-                block = _block_after(marked.places[index])
-                end = self._prompt_end(index, messages, None, marked.text)
-                if block is not None and marked.places[index].marks[0][0] == end:
-                    agreeing.add(block)
+                end = self._prompt_end(last, messages, None, marked.text)
             except DataError:
                 continue
+            header = _header(last, marked)
+            if header is not None and marked.places[last].marks[0][0] == end:
+                agreeing.add(header)
         return frozenset(agreeing)
 
-    def _end(self, index: int, start: int, message: Message, marked: Marked, encoded: Encoded) -> int:
-        """Where the token that ends an assistant's turn ends."""
+    def _refuse_rewritten(
+        self, index: int, messages: Sequence[Message], tools: Messages | None, said: str
+    ) -> None:
+        """Refuse a message that is written otherwise later in a conversation than as its last one.
+
+        The model would learn in history a form that it never generates. Qwen3's template drops the reasoning
+        block of all answers but the last: one question would be answered in two ways.
+        """
+        if index == len(messages) - 1:
+            return
+        alone = self._template.render(messages[: index + 1], tools).text
+        if not alone.startswith(said):
+            at = _first_difference(alone, said)
+            what = (
+                f"is written otherwise as the last message ({_around(alone, at)!r}) than with messages after "
+                f"it ({_around(said, at)!r})"
+            )
+            raise refuse(index, messages[index], what, fix=_FIX)
+
+    def _end(
+        self, index: int, start: int, message: Message, marked: Marked, encoded: Encoded
+    ) -> tuple[int, int]:
+        """Where the token that ends an assistant's turn begins and ends."""
         place = marked.places[index]
         after = start if place.last is None else max(start, place.last)
         before = marked.next_text(index, after)
@@ -157,7 +174,7 @@ class SpanFinder:
             what = f"has a {{% generation %}} block that ends before {left_out!r}"
             fix = "put the token that ends the turn inside the block: a model learns to stop by it"
             raise refuse(index, message, what, fix=fix)
-        return encoded.ends[token]
+        return encoded.starts[token], encoded.ends[token]
 
     def _other(
         self, index: int, messages: Sequence[Message], marked: Marked, encoded: Encoded
@@ -167,7 +184,7 @@ class SpanFinder:
         if place.marks:
             return place.marks[0][0], place.marks[-1][1]
         if place.content is None:
-            what = "has no certain place: its content is not once and whole in what the template writes"
+            what = "has no certain place: its content is not whole, once, in what the template writes"
             raise refuse(index, message, what, fix=_FIX)
         start, end = place.content
         token = encoded.first(self._turns.other_ends, end, marked.next_text(index, end))
@@ -196,11 +213,12 @@ def in_order(spans: Iterable[Sequence[Span]]) -> list[Span]:
     return ordered
 
 
-def _block_after(place: Place) -> tuple[str, int] | None:
-    """What the template wrote before a message, and how far into it the message's generation block begins."""
-    if not place.gap or not place.marks or place.first is None:
+def _header(index: int, marked: Marked) -> str | None:
+    """What the template wrote between the message before and the first generation block of this one."""
+    place, before = marked.places[index], marked.places[index - 1].last if index else None
+    if not place.marks or before is None or before > place.marks[0][0]:
         return None
-    return place.gap, place.marks[0][0] - (place.first - len(place.gap))
+    return marked.text[before : place.marks[0][0]]
 
 
 def _next_is_unplaced(index: int, marked: Marked) -> bool:
@@ -221,8 +239,8 @@ def _refuse_late_block(index: int, message: Message, marked: Marked, start: int)
     if place.marks and place.marks[0][0] > start:
         left_out = marked.text[start : place.marks[0][0]]
         what = (
-            f"has a {{% generation %}} block that begins after {left_out!r}, which no generation prompt gives: "
-            "the model would have to write it and never learn it"
+            f"has a {{% generation %}} block that begins after {left_out!r}, which no generation prompt "
+            "gives: the model would have to write it and never learn it"
         )
         raise refuse(index, message, what, fix="begin the block where add_generation_prompt ends")
 
@@ -249,12 +267,18 @@ def _without_gaps(start: int, end: int, place: Place) -> list[tuple[int, int]]:
 
 def _why_not_prompted(prompt: str, text: str) -> tuple[str, str]:
     """What to say, and how to mend it, when a conversation doesn't begin with its generation prompt."""
-    same = next(
-        (at for at, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(text)
-    )
-    begin = max(0, same - 20)
+    at = _first_difference(prompt, text)
     what = (
-        "is written otherwise than it would be asked for: the generation prompt has "
-        f"{prompt[begin : same + 20]!r} where the conversation has {text[begin : same + 20]!r}"
+        f"is written otherwise than it would be asked for: the generation prompt has {_around(prompt, at)!r} "
+        f"where the conversation has {_around(text, at)!r}"
     )
-    return what, f"{_FIX}, or begin its content with {prompt[same:]!r}" if len(prompt) - same < 40 else _FIX
+    return what, f"{_FIX}, or begin its content with {prompt[at:]!r}" if len(prompt) - at < 40 else _FIX
+
+
+def _first_difference(one: str, other: str) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
+
+
+def _around(text: str, at: int) -> str:
+    return text[max(0, at - 20) : at + 20]

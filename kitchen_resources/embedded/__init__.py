@@ -1,7 +1,7 @@
 """The embedded default: a small model, its tokenizer and a task, made on the spot, without a network.
 
-`embedded:tiny` is the model and `embedded:NAME` a data set. docs/decisions/0001-embedded-default.md tells how they
-were chosen.
+`embedded:tiny` is the model and `embedded:NAME` a data set. docs/decisions/0001-embedded-default.md tells how
+they were chosen.
 """
 
 from kitchen_resources.embedded.model import write_model

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from kitchen_resources.embedded.tokenizer import MAX_LENGTH, PAD_ID, TURN_END_ID, VOCAB_SIZE, tokenizer_files
 from kitchen_resources.errors import ConfigError
 
-# Qwen3 for its normalised queries and keys: with them all tasks tried are learned at every seed, without them some are
-# a matter of luck. The output head is not tied: each parameter is one tensor of the checkpoint under its own name.
+# Qwen3 for its normalised queries and keys: with them all tasks tried are learned at every seed, without them
+# some are a matter of luck. The output head is not tied: each parameter is one tensor of the checkpoint under
+# its own name.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,
@@ -28,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "silu",
     "hidden_size": 64,
     "initializer_range": 0.02,
-    "intermediate_size": 256,
+    "intermediate_size": 128,
     "max_position_embeddings": MAX_LENGTH,
     "model_type": "qwen3",
     "num_attention_heads": 4,
@@ -76,8 +77,9 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
 def initial_weights(shapes: Mapping[str, tuple[int, ...]], *, seed: int) -> dict[str, NDArray[np.float32]]:
     """Random weights for named parameters: uniform with standard deviation 0.02, norms one, biases zero.
 
-    torch's normal sampling gives other bits on other CPUs. Here a weight is made of a raw word of PCG64, whose
-    stream numpy promises to keep, by arithmetic that IEEE 754 fixes: (word >> 11) / 2^53 is uniform in [0, 1).
+    torch's normal sampling gives other bits on other CPUs. Here a weight is made of a raw word of PCG64,
+    whose stream numpy promises to keep, by arithmetic that IEEE 754 fixes: (word >> 11) / 2^53 is uniform in
+    [0, 1).
 
     Args:
         shapes: Shape of each parameter by name. Names are drawn in sorted order.
@@ -114,8 +116,8 @@ def model_files(*, seed: int = 0) -> dict[str, bytes]:
 def write_model(folder: Path, *, seed: int = 0) -> None:
     """Write the model as a folder that `from_pretrained` loads, whole or not at all.
 
-    Several processes may write one folder at once: each writes a hidden one beside it and renames that, and the
-    first to do so wins. A folder that already holds this model is left as it is.
+    Several processes may write one folder at once: each writes a hidden one beside it and renames that, and
+    the first to do so wins. A folder that already holds this model is left as it is.
 
     Args:
         folder: Where to write; its parents are made.

@@ -51,7 +51,7 @@ _MONTHS = (
 
 
 def draw_date(generator: random.Random) -> Drawn:
-    """A day of the 20th or 21st century as people write it, the day before the month in 14/3/1987; the answer is ISO 8601."""
+    """A day from 1900 to 2099 as people write it (14/3/1987: day first), to be answered in ISO 8601."""
     day = date.fromordinal(_FIRST_DAY + generator.randrange(_DAYS))
     month = _MONTHS[day.month - 1]
     styles = (
@@ -123,8 +123,8 @@ def distinct_rows(
 ) -> Iterator[dict[str, Any]]:
     """Draw until there are `count` rows of distinct content.
 
-    `draw` uses only `randrange`: integer arithmetic on the Mersenne Twister's words, the same on every platform.
-    Python doesn't promise that it stays so across versions, so a test pins the rows.
+    `draw` uses only `randrange`: integer arithmetic on the Mersenne Twister's words, the same on every
+    platform. Python doesn't promise that it stays so across versions, so a test pins the rows.
     """
     generator = random.Random(seed)
     seen: set[Hashable] = set()

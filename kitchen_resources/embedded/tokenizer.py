@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: one token a byte, three tokens that mark turns, and a chat template.
 
-The files are written from literals here, and not by a library's `save_pretrained`, so that the model's digest, and
-with it the identity of what was trained on it, stays the same across library versions.
+The files are written from literals here, and not by a library's `save_pretrained`, so that the model's
+digest, and with it the identity of what was trained on it, stays the same across library versions.
 """
 
 import json
@@ -31,8 +31,8 @@ _CHAT_TEMPLATE = Path(__file__).parent.parent / "datasets" / "templates" / "chat
 def byte_characters() -> list[str]:
     """The character that stands for each byte in a byte-level vocabulary, in the order of bytes.
 
-    A printable byte stands for itself, the others take the characters from U+0100 on. Source: `bytes_to_unicode`
-    of GPT-2 (Radford et al. 2019), which the `ByteLevel` pre-tokenizer follows.
+    A printable byte stands for itself, the others take the characters from U+0100 on. Source:
+    `bytes_to_unicode` of GPT-2 (Radford et al. 2019), which the `ByteLevel` pre-tokenizer follows.
     """
     printable = {
         *range(ord("!"), ord("~") + 1),

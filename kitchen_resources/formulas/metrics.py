@@ -208,3 +208,37 @@ def _weighted_nll(logprobs: Sequence[float], weights: Sequence[float]) -> tuple[
     # A masked token doesn't count even when its logprob is -inf, and -inf * 0 would be NaN.
     terms = (-logprob * weight for logprob, weight in zip(logprobs, weights, strict=True) if weight)
     return math.fsum(terms), math.fsum(weights)
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Student's t interval of a ratio of sums, such as a loss per token over rows of unequal length.
+
+    Linearised (Cochran, Sampling Techniques, 3rd ed., eq. 6.4): the standard error is that of the residuals
+    `numerator - ratio * denominator`, over the mean denominator.
+
+    Args:
+        numerators: One finite number a row.
+        denominators: One positive number a row.
+        confidence: How often such an interval covers the true ratio, above 0 and below 1.
+
+    Returns:
+        Lower and upper bound; (NaN, NaN) for a single row.
+
+    Raises:
+        EvaluationError: There are no rows, or the denominators sum to 0.
+        ConfigError: The confidence is out of its bounds.
+    """
+    n = len(numerators)
+    total = math.fsum(denominators)
+    if n == 0 or total <= 0:
+        raise EvaluationError("nothing was scored", where="denominators", fix="evaluate at least one row")
+    _check_confidence(confidence)
+    if n == 1:
+        return math.nan, math.nan
+    ratio = math.fsum(numerators) / total
+    residuals = [top - ratio * bottom for top, bottom in zip(numerators, denominators, strict=True)]
+    variance = math.fsum(residual**2 for residual in residuals) / (n - 1)
+    half = t_critical(confidence, n - 1) * math.sqrt(variance / n) / (total / n)
+    return ratio - half, ratio + half

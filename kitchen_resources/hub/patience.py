@@ -3,7 +3,8 @@
 The client retries by itself: API calls and downloads five times with 1, 2, 4, 8, 8 seconds in between, also
 on 429 and 5xx. Two of its waits have no bound (huggingface_hub 2.4): it lists a repository without a
 time-out, and it sleeps for as long as `Retry-After` says. Hooks on its HTTP client bound both, for our
-requests only.
+requests only. Files in Xet storage come through another downloader, which gives up by itself (after 288 s
+when nothing listens).
 """
 
 import re

@@ -37,6 +37,9 @@ class EvaluationConfig(dg.Config):
         moves="nothing",
     )
     split: str = recipe_field("train", "Split to read, when `dataset` has several.", moves="nothing")
+    columns: Dict[str, str] = recipe_field(
+        {}, "Names of its columns, {ours: theirs}, like the recipe's `columns`.", moves="nothing"
+    )
     scorer: str = recipe_field(
         "exact_match",
         "Registered name of the scorer: exact_match, contains, regex, numeric, token_f1, or your own.",

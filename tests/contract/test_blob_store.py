@@ -161,7 +161,7 @@ def test_racing_creates_have_one_winner(blobs: BlobStore) -> None:
 
 
 def test_swap_never_brings_back_what_a_racing_delete_removed(blobs: BlobStore) -> None:
-    for turn in range(40):
+    for turn in range(20):
         key = f"object-{turn}"
         version = blobs.compare_and_swap(key, None, b"one")
 

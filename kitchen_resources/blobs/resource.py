@@ -1,0 +1,105 @@
+"""The `blobs` resource: where everything durable is kept."""
+
+import os
+from pathlib import Path
+from typing import Literal, Optional, Union
+
+import dagster as dg
+from pydantic import Field, PrivateAttr
+
+from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.errors import ConfigError
+
+_memories: dict[str, BlobStore] = {}
+
+
+class DefaultStore(dg.Config):
+    """The store that `KITCHEN_STORE` names, or the default folder."""
+
+    kind: Literal["default"] = "default"
+
+    def open(self) -> BlobStore:
+        """The store."""
+        return open_store(default_store())
+
+
+class LocalStore(dg.Config):
+    """A folder on a local disk (Linux or macOS; not a network share)."""
+
+    kind: Literal["local"] = "local"
+    path: str = Field(description="The folder; made when it isn't there.")
+
+    def open(self) -> BlobStore:
+        """The store."""
+        return open_store(self.path)
+
+
+class MemoryStore(dg.Config):
+    """This process's memory; gone when it ends. For tests."""
+
+    kind: Literal["memory"] = "memory"
+    name: str = Field(default="default", description="Stores of one name in one process are one store.")
+
+    def open(self) -> BlobStore:
+        """The store."""
+        return open_store(f"memory://{self.name}")
+
+
+class BlobsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The store of checkpoints, data, models and the registry."""
+
+    store: Union[DefaultStore, LocalStore, MemoryStore] = Field(
+        default_factory=DefaultStore, discriminator="kind", description="Where the store is."
+    )
+
+    _open: Optional[BlobStore] = PrivateAttr(default=None)
+
+    def adapter(self) -> BlobStore:
+        """The store, opened when it is first used."""
+        if self._open is None:
+            self._open = self.store.open()
+        return self._open
+
+
+def default_store() -> str:
+    """Where the store is when no config says otherwise: never a temporary folder.
+
+    `KITCHEN_STORE`; else `$DAGSTER_HOME/kitchen_store`; else `./dagster_home/kitchen_store` where
+    `./dagster_home/dagster.yaml` exists; else `./kitchen_store`.
+    """
+    named = os.environ.get("KITCHEN_STORE")
+    if named:
+        return named
+    home = os.environ.get("DAGSTER_HOME")
+    if home:
+        return str(Path(home) / "kitchen_store")
+    if Path("dagster_home/dagster.yaml").is_file():
+        return str(Path("dagster_home/kitchen_store").resolve())
+    return str(Path("kitchen_store").resolve())
+
+
+def store_is_chosen() -> bool:
+    """Whether somebody chose where the store is, by `KITCHEN_STORE` or `DAGSTER_HOME`; else it is said aloud."""
+    return bool(os.environ.get("KITCHEN_STORE") or os.environ.get("DAGSTER_HOME"))
+
+
+def open_store(place: str) -> BlobStore:
+    """Open a store by its place: a folder, or `memory://name`.
+
+    Raises:
+        ConfigError: It is of a kind that isn't known.
+        BlobError: The folder can't be used.
+    """
+    if place.startswith("memory://"):
+        from kitchen_resources.blobs.memory import MemoryBlobs
+
+        return _memories.setdefault(place, MemoryBlobs())
+    if "://" in place and not place.startswith("file://"):
+        raise ConfigError(
+            f"stores of the kind {place.split('://')[0]}:// aren't known",
+            where="KITCHEN_STORE",
+            fix="name a folder on a local disk",
+        )
+    from kitchen_resources.blobs.local import LocalBlobs
+
+    return LocalBlobs(Path(place.removeprefix("file://")).expanduser())

@@ -1,0 +1,109 @@
+"""Evaluating the checkpoints of a run, and its base, each once."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head
+from kitchen_resources.checkpoints.lease import Lease
+from kitchen_resources.digests import canonical_json
+from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, result_from_json
+from kitchen_resources.evaluation.tasks import evaluation_key, make_tasks
+from kitchen_resources.launch import Launch
+from kitchen_resources.training.port import Resolution
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class CheckpointEvaluations:
+    """What a launch measures of its checkpoints. The result stays with the checkpoint, under the key of what was asked."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is measured at all."""
+        return not self._launch.simulated and bool(self.tasks)
+
+    @cached_property
+    def tasks(self) -> list[EvaluationTask]:
+        """The recipe's evaluations."""
+        launch = self._launch
+        return make_tasks(
+            launch.recipe,
+            launch.prepared,
+            launch.rendering.renderer,
+            launch.ports.datasets,
+            launch.content,
+            launch.cache / "rows",
+            conversational=launch.rendering.conversational,
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Key of what is asked."""
+        return evaluation_key(self.tasks)
+
+    def values(self, head: Head, metric: str) -> Mapping[int, float]:
+        """A metric by epoch, where it was measured at the epoch's end."""
+        if not self.asked:
+            return {}
+        found = {}
+        for entry in head.entries():
+            recorded = entry.evaluations.get(self.key)
+            if entry.epoch_complete and recorded is not None and metric in recorded.metrics:
+                found[entry.epoch] = recorded.metrics[metric]
+        return found
+
+    def evaluate(self, lease: Lease, entry: CheckpointEntry, resolution: Resolution) -> None:
+        """Evaluate a checkpoint of the run and record it with the checkpoint."""
+        launch = self._launch
+        folder = launch.ports.blobs.scratch() / f"evaluated-{uuid.uuid4().hex}"
+        try:
+            launch.checkpoints.checkout(lease.head.fingerprint, entry, folder)
+            result = launch.ports.evaluator.evaluate(self._model(folder, entry.state_digest, resolution), self.tasks)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        lease.check()
+        launch.checkpoints.record_evaluation(lease, entry.step, self.key, result.as_json(), result.metrics())
+        launch.ports.telemetry.emit(
+            "training.eval",
+            result.metrics(),
+            {"recipe": launch.name, "fingerprint": lease.head.fingerprint, "epoch": entry.epoch, "step": entry.step},
+        )
+
+    def recorded(self, entry: CheckpointEntry) -> EvaluationResult | None:
+        """What was measured of a checkpoint; None when it wasn't evaluated on this."""
+        found = entry.evaluations.get(self.key)
+        return result_from_json(json.loads(self._launch.content.get(found.blob))) if found else None
+
+    def of_base(self, resolution: Resolution) -> EvaluationResult:
+        """What is measured of the base model; measured once for all runs that ask the same of it."""
+        launch, base = self._launch, self._launch.base
+        key = f"evaluations/{base.digest}/{self.key}.json"
+        stored = launch.ports.blobs.get(key)
+        if stored is not None:
+            return result_from_json(json.loads(stored.data))
+        assert base.folder is not None
+        result = launch.ports.evaluator.evaluate(self._model(base.folder, base.digest, resolution), self.tasks)
+        launch.ports.blobs.put_if_absent(key, canonical_json(result.as_json()))
+        return result
+
+    def _model(self, folder: Path, digest: str, resolution: Resolution) -> EvaluatedModel:
+        base = self._launch.base
+        assert base.folder is not None
+        is_adapter = (folder / ADAPTER_WEIGHTS).exists()
+        return EvaluatedModel(
+            folder=base.folder if is_adapter else folder,
+            adapter=folder if is_adapter else None,
+            tokenizer=base.folder,
+            digest=digest,
+            dtype="bfloat16" if resolution.values["precision"] == "bf16" else "float32",
+            attention=resolution.values["attention"],
+            device=resolution.device,
+            threads=resolution.threads,
+        )

@@ -1,0 +1,54 @@
+"""Scorers by registered name: the built-in formulas, and those that a code location adds."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kitchen_resources.errors import ConfigError
+from kitchen_resources.formulas.scoring import BUILT_IN, Score
+
+Scorer = Callable[..., Score]
+"""(prediction, expected, **options) -> Score"""
+
+_registered: dict[str, Scorer] = {}
+
+
+def register_scorer(name: str, scorer: Scorer) -> None:
+    """Make a scorer known in this code location, so that recipes can name it.
+
+    Launch config only ever names scorers; it can't import any.
+
+    Raises:
+        ConfigError: The name is taken by another one.
+    """
+    known = BUILT_IN.get(name) or _registered.get(name)
+    if known is not None and known is not scorer:
+        raise ConfigError(f"the scorer {name!r} exists already", where="register_scorer", fix="choose another name")
+    _registered[name] = scorer
+
+
+def find_scorer(name: str) -> Scorer:
+    """A scorer by name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    scorer = BUILT_IN.get(name) or _registered.get(name)
+    if scorer is None:
+        names = ", ".join(sorted({*BUILT_IN, *_registered}))
+        raise ConfigError(
+            f"there is no scorer {name!r}", where="evaluations.scorer", fix=f"one of {names}, or register_scorer(…) yours"
+        )
+    return scorer
+
+
+def wrong_options(name: str, options: Mapping[str, Any]) -> str | None:
+    """What is wrong with a scorer's options, or None."""
+    parameters = inspect.signature(find_scorer(name)).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    known = list(parameters)[2:]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        return f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+    return None

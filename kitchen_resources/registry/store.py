@@ -1,0 +1,158 @@
+"""The registry in the blob store.
+
+    registry/<name>/versions/<number>.json    created once, never changed
+    registry/<name>/aliases.json              alias -> version; moved by compare-and-swap
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from kitchen_resources.blobs.content import StoredFile
+from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.digests import canonical_json
+from kitchen_resources.errors import RegistryError
+from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registration
+
+FORMAT = 1
+
+
+class StoreRegistry:
+    """A `ModelRegistry` in a blob store."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+
+    def register(self, registration: Registration) -> ModelVersion:
+        """See `ModelRegistry.register`. Two processes may register at once: numbers are taken by creating them."""
+        while True:
+            known = self.versions(registration.name)
+            for version in known:
+                if _same(version, registration):
+                    return version
+            number = known[-1].version + 1 if known else 1
+            version = ModelVersion(**vars(registration), version=number, created=time.time())
+            key = _version_key(registration.name, number)
+            if self._blobs.put_if_absent(key, canonical_json({"format": FORMAT, **asdict(version)})):
+                return version
+
+    def get(self, name: str, version: int) -> ModelVersion:
+        """See `ModelRegistry.get`."""
+        key = _version_key(name, version)
+        stored = self._blobs.get(key)
+        if stored is None:
+            known = ", ".join(str(item.version) for item in self.versions(name)) or "none"
+            raise RegistryError(f"has no version {version}", where=f"model {name}", fix=f"registered versions: {known}")
+        return _decode(stored.data, key)
+
+    def versions(self, name: str) -> Sequence[ModelVersion]:
+        """See `ModelRegistry.versions`."""
+        found = []
+        for key in self._blobs.list(f"registry/{name}/versions/"):
+            stored = self._blobs.get(key)
+            if stored is not None:
+                found.append(_decode(stored.data, key))
+        return sorted(found, key=lambda version: version.version)
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """See `ModelRegistry.alias`."""
+        return self._aliases(name)[0].get(alias)
+
+    def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
+        """See `ModelRegistry.move_alias`."""
+        self.get(name, version)
+        while True:
+            aliases, at = self._aliases(name)
+            if aliases.get(alias) == version:
+                return
+            if aliases.get(alias) != expected:
+                raise RegistryError(
+                    f"alias {alias!r} points to version {aliases.get(alias)}, and {expected} was expected",
+                    where=f"model {name}",
+                    fix="somebody else moved it; look at both versions and run again",
+                )
+            data = canonical_json({**aliases, alias: version})
+            if self._blobs.compare_and_swap(_aliases_key(name), at, data) is not None:
+                return
+
+    def protected_manifests(self) -> set[str]:
+        """See `ModelRegistry.protected_manifests`."""
+        names = {key.split("/")[1] for key in self._blobs.list("registry/")}
+        return {version.manifest for name in names for version in self.versions(name)}
+
+    def _aliases(self, name: str) -> tuple[dict[str, int], str | None]:
+        stored = self._blobs.get(_aliases_key(name))
+        return (json.loads(stored.data), stored.version) if stored else ({}, None)
+
+
+class NoopRegistry:
+    """A `ModelRegistry` that keeps versions in this process only."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, list[ModelVersion]] = {}
+        self._alias: dict[tuple[str, str], int] = {}
+
+    def register(self, registration: Registration) -> ModelVersion:
+        """See `ModelRegistry.register`."""
+        known = self._versions.setdefault(registration.name, [])
+        for version in known:
+            if _same(version, registration):
+                return version
+        version = ModelVersion(**vars(registration), version=len(known) + 1, created=time.time())
+        known.append(version)
+        return version
+
+    def get(self, name: str, version: int) -> ModelVersion:
+        """See `ModelRegistry.get`."""
+        known = self._versions.get(name, [])
+        if not 1 <= version <= len(known):
+            raise RegistryError(f"has no version {version}", where=f"model {name}", fix=f"it has {len(known)} versions")
+        return known[version - 1]
+
+    def versions(self, name: str) -> Sequence[ModelVersion]:
+        """See `ModelRegistry.versions`."""
+        return tuple(self._versions.get(name, ()))
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """See `ModelRegistry.alias`."""
+        return self._alias.get((name, alias))
+
+    def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
+        """See `ModelRegistry.move_alias`."""
+        self.get(name, version)
+        current = self._alias.get((name, alias))
+        if current not in (expected, version):
+            raise RegistryError(f"alias {alias!r} points to version {current}, and {expected} was expected", where=f"model {name}")
+        self._alias[(name, alias)] = version
+
+    def protected_manifests(self) -> set[str]:
+        """See `ModelRegistry.protected_manifests`."""
+        return {version.manifest for versions in self._versions.values() for version in versions}
+
+
+def _same(version: ModelVersion, registration: Registration) -> bool:
+    """Whether a registration is the version that is already there."""
+    ours = (registration.fingerprint, registration.step, registration.model.digest)
+    return (version.fingerprint, version.step, version.model.digest) == ours
+
+
+def _decode(data: bytes, key: str) -> ModelVersion:
+    try:
+        value: dict[str, Any] = json.loads(data)
+        if value.pop("format") != FORMAT:
+            raise RegistryError("is of another format", where=key, fix="upgrade crucible-kitchen")
+        model: Mapping[str, Any] = value.pop("model")
+        files = {name: StoredFile(**file) for name, file in model["files"].items()}
+        return ModelVersion(model=ModelFiles(files, model["kind"], model["digest"]), **value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RegistryError(f"is not a model version: {error!r}", where=key, fix="restore it from a backup") from error
+
+
+def _version_key(name: str, version: int) -> str:
+    return f"registry/{name}/versions/{version:06d}.json"
+
+
+def _aliases_key(name: str) -> str:
+    return f"registry/{name}/aliases.json"

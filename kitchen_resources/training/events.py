@@ -1,0 +1,112 @@
+"""What a session reports, made durable: steps to telemetry, checkpoints to the store."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.checkpoints.lease import Lease
+from kitchen_resources.checkpoints.manifest import Manifest
+from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
+from kitchen_resources.launch import Launch
+from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
+
+
+class PublishingEvents:
+    """The `TrainingEvents` of one epoch.
+
+    Args:
+        launch: Who trains.
+        lease: The right to publish.
+        record: What the run's checkpoints have in common.
+        parent: Where the epoch goes on from.
+        inside: The parent's manifest when it lies inside this epoch.
+        epoch: From 1.
+        published: Told of each checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        launch: Launch,
+        lease: Lease,
+        record: RunRecord,
+        parent: LocalCheckpoint | None,
+        inside: Manifest | None,
+        epoch: int,
+        published: Callable[[CheckpointEntry, LocalCheckpoint], None],
+    ) -> None:
+        self._launch = launch
+        self._lease = lease
+        self._record = record
+        self._parent = parent.state_digest if parent else ""
+        self._epoch = epoch
+        self._published = published
+        self._inside = inside
+
+    def step(self, metrics: StepMetrics) -> None:
+        """See `TrainingEvents.step`."""
+        self._lease.check()
+        self._launch.ports.telemetry.emit(
+            "training.step",
+            {
+                "loss": metrics.loss,
+                "learning_rate": metrics.learning_rate,
+                "grad_norm": metrics.grad_norm,
+                "tokens": metrics.tokens,
+                "tokens_per_second": metrics.tokens_per_second,
+                "duration_s": metrics.seconds,
+                "host_memory_bytes": metrics.host_memory_bytes,
+                "device_memory_bytes": metrics.device_memory_bytes,
+                **metrics.extra,
+            },
+            {**self._about(metrics.global_step), "total_steps": metrics.total_steps},
+        )
+
+    def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
+        """See `TrainingEvents.checkpoint`."""
+        started = time.monotonic()
+        entry = self._launch.checkpoints.publish(self._lease, draft, self._record, self._parent)
+        local = local_checkpoint(draft.folder, draft, entry)
+        self._parent = entry.state_digest
+        self._launch.ports.telemetry.emit(
+            "training.checkpoint",
+            {"bytes": entry.bytes, "duration_s": time.monotonic() - started},
+            {**self._about(draft.global_step), "state_digest": entry.state_digest},
+        )
+        self._published(entry, local)
+        return local
+
+    def earlier_rows(self) -> Sequence[Sequence[int]]:
+        """See `TrainingEvents.earlier_rows`."""
+        store = self._launch.checkpoints
+        return store.ledger(self._inside) if self._inside else []
+
+    def earlier_steps(self) -> Sequence[StepMetrics]:
+        """See `TrainingEvents.earlier_steps`."""
+        store = self._launch.checkpoints
+        return store.steps(self._inside) if self._inside else []
+
+    def epoch_done(self, checkpoint: LocalCheckpoint, seconds: float) -> None:
+        """Tell of the whole epoch."""
+        entry = self._lease.head.at(checkpoint.global_step)
+        if entry is None:
+            return
+        metrics = self._launch.checkpoints.manifest(entry).metrics
+        self._launch.ports.telemetry.emit(
+            "training.epoch",
+            {
+                "loss": metrics["loss"],
+                "tokens": metrics["tokens"],
+                "tokens_per_second": metrics["tokens_per_second"],
+                "duration_s": seconds,
+            },
+            self._about(checkpoint.global_step),
+        )
+
+    def _about(self, step: int) -> dict[str, object]:
+        return {
+            "recipe": self._record.recipe,
+            "fingerprint": self._record.fingerprint,
+            "epoch": self._epoch,
+            "step": step,
+        }

@@ -1,0 +1,111 @@
+"""The model of a finished run: exported once, kept in the store, and brought into a folder when it is wanted."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.blobs.content import ContentStore, StoredFile
+from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.digests import canonical_json, digest_json
+from kitchen_resources.errors import CheckpointError
+from kitchen_resources.launch import Launch
+from kitchen_resources.registry.port import ModelFiles
+from kitchen_resources.training.port import TrainingJob
+
+EXPORT_VERSION = 1
+"""Raised by hand when the same checkpoint would be exported otherwise."""
+
+
+def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, kind: str) -> ModelFiles:
+    """The model of a checkpoint in the content store, exported unless it has been.
+
+    Args:
+        launch: The launch.
+        job: The run.
+        entry: Its checkpoint.
+        kind: merged, adapter, or both (the adapter in the subfolder `adapter`).
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or was pruned.
+    """
+    template = job.data.extra.get("chat_template")
+    asked = digest_json(
+        {"version": EXPORT_VERSION, "state": entry.state_digest, "kind": kind, "base": job.base.digest, "template": template}
+    )
+    key = f"models/{asked}.json"
+    stored = launch.ports.blobs.get(key)
+    if stored is not None:
+        return files_from_json(json.loads(stored.data))
+    scratch = launch.ports.blobs.scratch() / f"export-{uuid.uuid4().hex}"
+    try:
+        checkpoint = launch.checkpoints.checkout(job.fingerprint, entry, scratch / "checkpoint")
+        session = launch.ports.trainer.session(job)
+        target = scratch / "model"
+        session.export(checkpoint, target, merged=kind != "adapter")
+        if kind == "both":
+            session.export(checkpoint, target / "adapter", merged=False)
+        files = _store_folder(launch.content, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    model = ModelFiles(files=files, kind=kind, digest=digest_json({name: file.sha256 for name, file in files.items()}))
+    launch.ports.blobs.put_if_absent(key, canonical_json(files_as_json(model)))
+    return model
+
+
+def write_model_folder(content: ContentStore, model: ModelFiles, target: Path) -> Path:
+    """Write a stored model to a folder of its own: copies, so that nothing done to them reaches the store.
+
+    Args:
+        content: The store.
+        model: What to write.
+        target: Folder; when it is there already it is taken to be this model.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    if target.is_dir():
+        return target
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        for name, file in model.files.items():
+            path = draft / name
+            if path.resolve().is_relative_to(draft.resolve()) is False:
+                raise CheckpointError(f"the model names the file {name!r}", where=str(target))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            link = path.with_name(f"{path.name}.stored")
+            content.get_file(file.sha256, link)
+            shutil.copyfile(link, path)
+            link.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.rename(target)
+        except OSError:
+            # Another process wrote the same model meanwhile.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def files_as_json(model: ModelFiles) -> dict[str, Any]:
+    """A model's files as stored."""
+    return {
+        "kind": model.kind,
+        "digest": model.digest,
+        "files": {name: {"sha256": file.sha256, "size": file.size} for name, file in model.files.items()},
+    }
+
+
+def files_from_json(value: Mapping[str, Any]) -> ModelFiles:
+    """A stored model's files."""
+    files = {name: StoredFile(file["sha256"], file["size"]) for name, file in value["files"].items()}
+    return ModelFiles(files=files, kind=value["kind"], digest=value["digest"])
+
+
+def _store_folder(content: ContentStore, folder: Path) -> dict[str, StoredFile]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): content.put_file(path) for path in paths}

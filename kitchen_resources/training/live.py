@@ -1,0 +1,40 @@
+"""A trainer with its live session, kept between epochs in one process."""
+
+import shutil
+
+from kitchen_resources.training.port import LocalCheckpoint, Session, Trainer, TrainingJob
+
+
+class LiveTrainer:
+    """Opens a session when it is needed, keeps it for the run's next epoch, and closes it in the end.
+
+    The session keeps no state of the training (see `Session`). `last` is the checkpoint that it has just published,
+    with its local folder: a parent that needn't be read back, as long as the head names the same one.
+    """
+
+    def __init__(self, adapter: Trainer) -> None:
+        self.adapter = adapter
+        self.last: LocalCheckpoint | None = None
+        self._session: Session | None = None
+        self._job: TrainingJob | None = None
+
+    def session(self, job: TrainingJob) -> Session:
+        """The session of a job, opened when the live one is of another."""
+        if self._session is None or self._job is None or self._job.fingerprint != job.fingerprint:
+            self.discard()
+            self._session, self._job = self.adapter.open(job), job
+        return self._session
+
+    @property
+    def job(self) -> TrainingJob | None:
+        """The job of the live session."""
+        return self._job
+
+    def discard(self) -> None:
+        """Close the session and forget what it published: after a failure, a lost lease, or when all is done."""
+        session, job = self._session, self._job
+        self._session = self._job = self.last = None
+        if session is not None:
+            session.close()
+        if job is not None:
+            shutil.rmtree(job.scratch, ignore_errors=True)

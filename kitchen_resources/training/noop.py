@@ -1,0 +1,244 @@
+"""The `noop` backend: weightless, instant, deterministic. Every number it makes is simulated, and says so."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.digests import canonical_json, digest_bytes
+from kitchen_resources.errors import CapabilityError
+from kitchen_resources.formulas.schedules import learning_rate
+from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.training.port import (
+    AdamParams,
+    BaseModel,
+    Capabilities,
+    CheckpointDraft,
+    CustomLoss,
+    Datum,
+    EpochResult,
+    ForwardBackwardResult,
+    LocalCheckpoint,
+    ModelInput,
+    Resolution,
+    SampledSequence,
+    SamplingParams,
+    Session,
+    StepMetrics,
+    TrainingEvents,
+    TrainingJob,
+)
+
+ALGORITHM_VERSION = 1
+STATE_FILE = "simulated.json"
+
+
+class NoopTrainer:
+    """A `Trainer` without weights: it walks through the plan, so that everything around training can be tried."""
+
+    def capabilities(self) -> Capabilities:
+        """See `Trainer.capabilities`."""
+        methods = frozenset({"supervised", "preference", "reinforcement", "distillation"})
+        return Capabilities(
+            backend="noop",
+            methods=methods,
+            resume="exact",
+            step_checkpoints=methods,
+            fractional_weights=True,
+            quantization=frozenset({"none", "8bit", "4bit"}),
+            simulated=True,
+        )
+
+    def check(self, recipe: Recipe) -> list[str]:
+        """See `Trainer.check`."""
+        return []
+
+    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+        """See `Trainer.resolve`."""
+        return Resolution(
+            algorithm={"noop": ALGORITHM_VERSION},
+            values={"precision": "simulated", "optimizer": recipe.optimizer},
+            threads=1,
+            device="none",
+            environment={"noop": ALGORITHM_VERSION},
+            memory_bytes=0,
+            state_bytes=1024,
+        )
+
+    def open(self, job: TrainingJob) -> Session:
+        """See `Trainer.open`."""
+        return NoopSession(job)
+
+
+class NoopSession:
+    """A `Session` whose weights are a running digest of the rows that it was given."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        import pyarrow.parquet
+
+        column = "row_ids" if job.data.packed else "row_id"
+        rows = pyarrow.parquet.read_table(job.data.path, columns=[column, "labels"])
+        self._ids = [value if isinstance(value, list) else [value] for value in rows[column].to_pylist()]
+        self._tokens = [sum(label != -100 for label in labels) for labels in rows["labels"].to_pylist()]
+        self._job = job
+
+    def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
+        """See `Session.train_epoch`."""
+        job, plan = self._job, self._job.plan
+        state = _read_state(parent, job)
+        first = (epoch - 1) * plan.steps_per_epoch
+        rows = [list(step) for step in events.earlier_rows()]
+        steps = list(events.earlier_steps())
+        done = 0
+        checkpoint: LocalCheckpoint | None = None
+        for indices in _plan_of_epoch(job, epoch)[len(rows) : plan.last_step(epoch) - first]:
+            rows.append([row_id for index in indices for row_id in self._ids[index]])
+            state = digest_bytes(f"{state}{rows[-1]}".encode())
+            step = first + len(rows)
+            steps.append(self._metrics(epoch, step, state, sum(self._tokens[index] for index in indices)))
+            events.step(steps[-1])
+            done += 1
+            every = job.recipe.checkpoint_steps
+            if step == plan.last_step(epoch) or (every and step % every == 0):
+                checkpoint = events.checkpoint(self._draft(epoch, step, state, rows, steps))
+        if checkpoint is None:
+            raise CapabilityError("has nothing left to do in this epoch", where=f"epoch {epoch}")
+        return EpochResult(checkpoint, done)
+
+    def export(self, checkpoint: LocalCheckpoint, target: Path, *, merged: bool) -> None:
+        """Write the simulated state; no model can be loaded from it."""
+        target.mkdir(parents=True)
+        (target / STATE_FILE).write_bytes((checkpoint.folder / STATE_FILE).read_bytes())
+
+    def close(self) -> None:
+        """See `Session.close`."""
+
+    def _metrics(self, epoch: int, step: int, state: str, tokens: int) -> StepMetrics:
+        recipe, plan = self._job.recipe, self._job.plan
+        rate = learning_rate(
+            step - 1,
+            schedule=recipe.lr_schedule,
+            peak=recipe.learning_rate,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+            final=recipe.lr_final,
+            power=recipe.lr_power,
+            rate=recipe.lr_decay_rate,
+            num_cycles=recipe.lr_cycles,
+        )
+        noise = int(state[:4], 16) / 0xFFFF
+        loss = 5.0 * (1 - step / (plan.total_steps + 1)) + 0.1 * noise
+        return StepMetrics(epoch, step, plan.total_steps, loss, rate, 1.0 + noise, tokens, 0.001, 0, 0, {"simulated": 1.0})
+
+    def _draft(
+        self, epoch: int, step: int, state: str, rows: list[list[int]], steps: list[StepMetrics]
+    ) -> CheckpointDraft:
+        folder = self._job.scratch / f"state-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / STATE_FILE
+        path.unlink(missing_ok=True)
+        path.write_bytes(canonical_json({"state": state, "step": step, "simulated": True}))
+        tokens = sum(s.tokens for s in steps)
+        return CheckpointDraft(
+            folder=folder,
+            state_files=[STATE_FILE],
+            other_files=[],
+            epoch=epoch,
+            global_step=step,
+            steps_into_epoch=len(rows),
+            epoch_complete=step == self._job.plan.last_step(epoch),
+            row_ids=[list(step_rows) for step_rows in rows],
+            metrics={
+                "loss": sum(s.loss for s in steps) / len(steps),
+                "last_loss": steps[-1].loss,
+                "learning_rate": steps[-1].learning_rate,
+                "tokens": float(tokens),
+                "seconds": sum(s.seconds for s in steps),
+                "tokens_per_second": tokens / sum(s.seconds for s in steps),
+            },
+            steps=list(steps),
+        )
+
+
+def _read_state(parent: LocalCheckpoint | None, job: TrainingJob) -> str:
+    if parent is None:
+        return digest_bytes(f"{job.fingerprint}{job.recipe.seed}".encode())
+    state: str = json.loads((parent.folder / STATE_FILE).read_bytes())["state"]
+    return state
+
+
+def _plan_of_epoch(job: TrainingJob, epoch: int) -> list[list[int]]:
+    """Rows of each step. The order is by digest and not torch's permutation: noop needs no torch."""
+    recipe = job.recipe
+    order = sorted(
+        range(job.plan.rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest()
+    )
+    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+    return [order[start : start + per_step] for start in range(0, len(order), per_step)]
+
+
+class NoopTrainingClient:
+    """A `TrainingClient` without weights: right shapes, simulated numbers, the same for the same calls."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._state = digest_bytes(f"noop {seed}".encode())
+        self._steps = 0
+
+    def forward_backward(
+        self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
+    ) -> "Future[ForwardBackwardResult]":
+        """See `TrainingClient.forward_backward`."""
+        logprobs = [self._logprobs(datum.model_input.tokens) for datum in data]
+        weights = [datum.loss_fn_inputs.get("weights", [1.0] * len(lp)) for datum, lp in zip(data, logprobs, strict=True)]
+        loss = -sum(
+            lp * w for row, ws in zip(logprobs, weights, strict=True) for lp, w in zip(row, ws, strict=True)
+        )
+        return _done(ForwardBackwardResult({"loss:sum": loss, "simulated": 1.0}, logprobs))
+
+    def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> "Future[ForwardBackwardResult]":
+        """See `TrainingClient.forward_backward_custom`; the loss function is really called."""
+        logprobs = [self._logprobs(datum.model_input.tokens) for datum in data]
+        loss, metrics = loss_fn(data, logprobs)
+        return _done(ForwardBackwardResult({"loss:sum": float(loss), "simulated": 1.0, **metrics}, logprobs))
+
+    def optim_step(self, params: AdamParams) -> "Future[Mapping[str, float]]":
+        """See `TrainingClient.optim_step`."""
+        self._steps += 1
+        self._state = digest_bytes(f"{self._state}{params}".encode())
+        return _done({"step": float(self._steps), "simulated": 1.0})
+
+    def sample(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> "Future[list[SampledSequence]]":
+        """See `TrainingClient.sample`."""
+        tokens = [int(digest_bytes(f"{self._state}{params.seed}{i}".encode())[:4], 16) % 256 for i in range(params.max_tokens)]
+        sequence = SampledSequence(tokens, [-1.0] * len(tokens), "length")
+        return _done([sequence] * num_samples)
+
+    def compute_logprobs(self, tokens: ModelInput) -> "Future[list[float | None]]":
+        """See `TrainingClient.compute_logprobs`."""
+        return _done([None, *self._logprobs(tokens.tokens[1:])])
+
+    def save_state(self, folder: Path) -> "Future[None]":
+        """See `TrainingClient.save_state`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STATE_FILE).write_bytes(canonical_json({"state": self._state, "steps": self._steps}))
+        return _done(None)
+
+    def load_state(self, folder: Path) -> "Future[None]":
+        """See `TrainingClient.load_state`."""
+        saved = json.loads((folder / STATE_FILE).read_bytes())
+        self._state, self._steps = saved["state"], saved["steps"]
+        return _done(None)
+
+    def close(self) -> None:
+        """See `TrainingClient.close`."""
+
+    def _logprobs(self, tokens: Sequence[int]) -> list[float]:
+        return [-1.0 - int(digest_bytes(f"{self._state}{t}{i}".encode())[:4], 16) / 0xFFFF for i, t in enumerate(tokens)]
+
+
+def _done(value: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future

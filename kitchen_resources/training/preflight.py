@@ -1,0 +1,125 @@
+"""Preflight: refuse before any work what can't be trained, and say what it will take."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from kitchen_resources.datasets.shapes import shape_of
+from kitchen_resources.errors import CapabilityError, DataError
+from kitchen_resources.formulas.hyperparameters import suggest_learning_rate
+from kitchen_resources.launch import Launch
+from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import Problem, check_values, refuse
+from kitchen_resources.training.port import Capabilities
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What a launch will take, and what a person should know before it starts.
+
+    Attributes:
+        backend: Name of the backend.
+        device: Where it runs.
+        memory_bytes: Estimated peak memory of training.
+        state_bytes: Estimated size of a checkpoint.
+        free_bytes: Free space in the store, or None.
+        notes: Sentences for people.
+    """
+
+    backend: str
+    device: str
+    memory_bytes: int
+    state_bytes: int
+    free_bytes: int | None
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        free = "unlimited" if self.free_bytes is None else f"{self.free_bytes / 2**30:,.1f} GiB"
+        return [
+            f"backend {self.backend} on {self.device}",
+            f"memory about {self.memory_bytes / 2**30:,.2f} GiB at the peak (an estimate)",
+            f"disk about {self.state_bytes / 2**20:,.1f} MiB a checkpoint; {free} free",
+            *self.notes,
+        ]
+
+
+def preflight(launch: Launch) -> PreflightReport:
+    """Check a launch, in the order of what is cheapest: values, backend, model, data, disk.
+
+    Raises:
+        ConfigError: A value is out of bounds or contradicts another; all of them are named.
+        CapabilityError: The backend can't do what is asked.
+        HubError: The model or data can't be fetched.
+        DataError: The data can't be read, or are of no known shape.
+        DiskFull: A checkpoint wouldn't fit.
+    """
+    recipe, name = launch.recipe, f"recipe {launch.name}"
+    refuse([*check_values(recipe), *_scorer_problems(launch)], name)
+    adapter = launch.ports.trainer.adapter
+    capabilities = adapter.capabilities()
+    _require_capable(recipe, capabilities)
+    refuse([(line.split(":")[0], line.partition(": ")[2], "see docs/recipes.md") for line in adapter.check(recipe)], name)
+    base = launch.base
+    _require_readable(launch)
+    resolution = launch.resolution
+    launch.checkpoints.require_space(resolution.state_bytes)
+    return PreflightReport(
+        backend=capabilities.backend,
+        device=resolution.device,
+        memory_bytes=resolution.memory_bytes,
+        state_bytes=resolution.state_bytes,
+        free_bytes=launch.ports.blobs.free_bytes(),
+        notes=tuple(note for note in (base.note, launch.raw.train.note, _learning_rate_note(recipe)) if note),
+    )
+
+
+def _scorer_problems(launch: Launch) -> list[Problem]:
+    problems: list[Problem] = []
+    for evaluation in launch.recipe.evaluations:
+        wrong = launch.ports.evaluator.check(evaluation.scorer, evaluation.scorer_args)
+        if wrong is not None:
+            problems.append((f"evaluations.{evaluation.name}.scorer", wrong, "scorer: exact_match"))
+    return problems
+
+
+def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
+    backend = f"backend {capabilities.backend}"
+    if recipe.method not in capabilities.methods:
+        methods = ", ".join(sorted(capabilities.methods))
+        raise CapabilityError(f"doesn't train {recipe.method}", where=backend, fix=f"it trains {methods}; choose another backend")
+    steps = recipe.checkpoint_steps is not None or recipe.checkpoint_minutes is not None
+    if steps and recipe.method not in capabilities.step_checkpoints:
+        raise CapabilityError(
+            f"can't resume {recipe.method} exactly from inside an epoch", where=backend, fix="remove checkpoint_steps"
+        )
+    if recipe.lora is not None and not capabilities.lora:
+        raise CapabilityError("doesn't train a LoRA", where=backend, fix="lora: null")
+    if recipe.lora is None and not capabilities.full:
+        raise CapabilityError("doesn't train the whole model", where=backend, fix="lora: {rank: 16}")
+    if recipe.quantization not in capabilities.quantization:
+        raise CapabilityError(f"has no {recipe.quantization} base", where=backend, fix="quantization: none")
+
+
+def _require_readable(launch: Launch) -> None:
+    """Read the first rows: a missing file, an empty one or unknown columns are told now and not after the model."""
+    raw = launch.raw.train
+    first: list[Any] = list(islice(raw.rows(), 1))
+    if not first:
+        raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
+    shape_of(
+        first[0].value,
+        launch.recipe.columns,
+        reference=f"dataset {raw.reference}",
+        conversational=launch.rendering.conversational,
+    )
+
+
+def _learning_rate_note(recipe: Recipe) -> str:
+    """A word where the learning rate is far from what models of this kind are trained with."""
+    if recipe.model.startswith("embedded:"):
+        return ""
+    suggested = suggest_learning_rate(recipe.model, lora=recipe.lora is not None)
+    if recipe.learning_rate > 10 * suggested:
+        return f"learning_rate {recipe.learning_rate:g} is over ten times what is usual for such a model ({suggested:.1e})"
+    return ""

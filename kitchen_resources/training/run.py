@@ -1,0 +1,460 @@
+"""A training run: make the checkpoints of all planned epochs exist, whoever asks and however often.
+
+One mechanism serves the first run, the same command again, a re-execution, a resume after a kill, and a finished
+recipe run again: read the head, and train what is missing, in order, under the lease.
+"""
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
+from kitchen_resources.checkpoints.lease import Lease, acquire
+from kitchen_resources.checkpoints.manifest import Manifest
+from kitchen_resources.checkpoints.retention import payload_to_keep
+from kitchen_resources.checkpoints.store import RunRecord
+from kitchen_resources.digests import canonical_json
+from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError
+from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
+from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
+from kitchen_resources.launch import Launch
+from kitchen_resources.recipes.identity import Identity, Start, changes, identify
+from kitchen_resources.training.events import PublishingEvents
+from kitchen_resources.training.plan import TrainingPlan, make_plan
+from kitchen_resources.training.port import LocalCheckpoint, TrainingJob
+from kitchen_resources.training.start import find_start
+
+
+class Observer(Protocol):
+    """Who wants to know what a run does, such as Dagster's log and event stream."""
+
+    def say(self, message: str) -> None:
+        """A sentence for a person."""
+        ...
+
+    def published(self, entry: CheckpointEntry) -> None:
+        """A checkpoint now exists."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What there is to do.
+
+    Attributes:
+        missing: Epochs whose checkpoint doesn't exist.
+        epochs: All planned epochs.
+        notes: What a person should know: what moved since the last run of the recipe, and what it costs.
+    """
+
+    missing: tuple[int, ...]
+    epochs: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over.
+
+    Attributes:
+        head: The run's head.
+        selected: The checkpoint that becomes the model.
+        steps_done: Optimiser steps that this call did.
+    """
+
+    head: Head
+    selected: CheckpointEntry
+    steps_done: int
+
+
+class TrainingRun:
+    """See the module."""
+
+    def __init__(self, launch: Launch, observer: Observer) -> None:
+        self._launch = launch
+        self._observer = observer
+        self._recipe = launch.recipe
+        self._store = launch.checkpoints
+
+    # What the run is.
+
+    @cached_property
+    def plan(self) -> TrainingPlan:
+        """Its steps and epochs."""
+        return make_plan(self._recipe, self._launch.prepared.trained.rows)
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The stored checkpoint that it continues."""
+        return find_start(self._launch, self.plan, self._identify)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What its fingerprint is the digest of."""
+        return self._identify(self.start)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits."""
+        return self.identity.fingerprint
+
+    @cached_property
+    def evaluations(self) -> CheckpointEvaluations:
+        """What is measured of its checkpoints."""
+        return CheckpointEvaluations(self._launch)
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch to train, from 1; later where another run is continued."""
+        if self.start is None or self.start.carry == "weights":
+            return 1
+        checkpoint = self.start.checkpoint
+        return checkpoint.epoch + 1 if checkpoint.epoch_complete else checkpoint.epoch
+
+    def head(self) -> Head:
+        """Its head now."""
+        return self._store.head(self.fingerprint)
+
+    # The three stages.
+
+    def planned(self) -> Planned:
+        """What is missing; also notes the run, so that later launches can say what moved.
+
+        Raises:
+            ConfigError: It continues a run that has all the epochs already.
+        """
+        if self.first_epoch > self.plan.epochs:
+            raise ConfigError(
+                f"is {self._recipe.epochs}, and the run that is continued has {self.first_epoch - 1} epochs already",
+                where="epochs",
+                fix=f"epochs: {self.first_epoch - 1 + max(self._recipe.epochs, 1)}",
+            )
+        head = self.head()
+        last = self._last_epoch(head)
+        missing = tuple(epoch for epoch in range(self.first_epoch, last + 1) if not self._is_made(head, epoch))
+        notes = self._notes(head, missing)
+        self._launch.write("run", {"fingerprint": self.fingerprint})
+        self._remember()
+        return Planned(missing=missing, epochs=self.plan.epochs, notes=notes)
+
+    def ensure(self, epoch: int) -> int:
+        """Make the checkpoint of an epoch exist, with its evaluation if due; earlier epochs that are missing too.
+
+        Returns:
+            The optimiser steps that were really done.
+
+        Raises:
+            KitchenError: Training failed; a mark is left, so that later epochs of this run fail at once.
+        """
+        self._require_pinned()
+        if self._is_done(self.head(), epoch):
+            return 0
+        self._raise_if_failed()
+        try:
+            with self._leased() as lease:
+                return self._train_through(lease, epoch)
+        except BaseException as error:
+            self._launch.ports.trainer.discard()
+            self._mark_failed(error)
+            raise
+
+    def finish(self) -> Finished:
+        """Make what is missing, write down that the run is over, and choose the model."""
+        steps = self.ensure(self.plan.epochs)
+        head = self.head()
+        if head.end != self._end(head):
+            with self._leased() as lease:
+                head = lease.update(lambda current: replace(current, end=self._end(current)))
+        return Finished(head=head, selected=self._selected(head), steps_done=steps)
+
+    def job(self) -> TrainingJob:
+        """What a session needs."""
+        live = self._launch.ports.trainer.job
+        if live is not None and live.fingerprint == self.fingerprint:
+            return live
+        scratch = self._launch.ports.blobs.scratch() / "runs" / self.fingerprint / uuid.uuid4().hex
+        return TrainingJob(
+            fingerprint=self.fingerprint,
+            recipe=self._recipe,
+            resolution=self._resolution(self.head()),
+            base=self._launch.base,
+            data=self._launch.training_rows(),
+            plan=self.plan,
+            scratch=scratch,
+        )
+
+    # Training, under the lease.
+
+    def _train_through(self, lease: Lease, epoch: int) -> int:
+        done = 0
+        self._explain_drift(lease.head)
+        self._evaluate_due(lease, epoch)
+        while not self._is_done(lease.head, epoch):
+            done += self._train_next(lease)
+            self._evaluate_due(lease, epoch)
+            self._retain(lease)
+        return done
+
+    def _train_next(self, lease: Lease) -> int:
+        """Train the first epoch that is missing."""
+        job = self.job()
+        trainer = self._launch.ports.trainer
+        self._store.require_space(job.resolution.state_bytes)
+        if trainer.job is not job:
+            shutil.rmtree(job.scratch.parent, ignore_errors=True)
+            job.scratch.mkdir(parents=True)
+        parent = self._parent(lease, job)
+        epoch = self._next_epoch(parent)
+        events = PublishingEvents(
+            launch=self._launch,
+            lease=lease,
+            record=self._record(job),
+            parent=parent,
+            inside=self._manifest_inside(lease, parent, epoch),
+            epoch=epoch,
+            published=self._on_published,
+        )
+        session = trainer.session(job)
+        started = time.monotonic()
+        result = session.train_epoch(epoch, parent, events)
+        trainer.last = result.checkpoint
+        events.epoch_done(result.checkpoint, time.monotonic() - started)
+        return result.steps_done
+
+    def _on_published(self, entry: CheckpointEntry, checkpoint: LocalCheckpoint) -> None:
+        self._launch.ports.trainer.last = checkpoint
+        self._observer.published(entry)
+
+    def _parent(self, lease: Lease, job: TrainingJob) -> LocalCheckpoint | None:
+        """Where to go on: what was just published here, else the newest sound checkpoint, else the start."""
+        last = self._launch.ports.trainer.last
+        newest = lease.head.entries()[-1:]
+        if last is not None and newest and newest[0].state_digest == last.state_digest and newest[0].payload == "present":
+            return last
+        self._launch.ports.trainer.last = None
+        found = self._store.resume_point(lease, job.scratch / "parent", self._observer.say)
+        if found is None and any(entry.payload == "pruned" for entry in lease.head.entries()):
+            self._observer.say("no checkpoint of this run is left whole; it is trained again from its start")
+        if found is not None:
+            self._observer.say(f"going on from step {found.global_step} (epoch {found.epoch})")
+            return found
+        return self.start.checkpoint if self.start else None
+
+    def _manifest_inside(self, lease: Lease, parent: LocalCheckpoint | None, epoch: int) -> Manifest | None:
+        """The parent's manifest when it lies inside the epoch, so that its rows and steps belong to it."""
+        if parent is None or parent.restart == "weights" or parent.epoch_complete or parent.epoch != epoch:
+            return None
+        heads = [lease.head, *([self._store.head(self.start.fingerprint)] if self.start else [])]
+        entries = [entry for head in heads for entry in head.entries() if entry.state_digest == parent.state_digest]
+        return self._store.manifest(entries[0])
+
+    def _next_epoch(self, parent: LocalCheckpoint | None) -> int:
+        if parent is None or parent.restart == "weights":
+            return 1
+        return parent.epoch + 1 if parent.epoch_complete else parent.epoch
+
+    def _evaluate_due(self, lease: Lease, epoch: int) -> None:
+        for entry in lease.head.entries():
+            if self._is_due(entry) and entry.epoch <= epoch and entry.payload == "present":
+                self.evaluations.evaluate(lease, entry, self._resolution(lease.head))
+
+    def _retain(self, lease: Lease) -> None:
+        keep = payload_to_keep(
+            lease.head.entries(),
+            self.evaluations.values(lease.head, self._recipe.select_metric),
+            metric=self._recipe.select_metric,
+            keep_last=self._recipe.keep_last,
+            keep_best=max(self._recipe.keep_best, int(self._recipe.select == "best")),
+            protected=self._launch.ports.registry.protected_manifests(),
+        )
+        pruned = self._store.prune(lease, keep, f"keep_last {self._recipe.keep_last}, keep_best {self._recipe.keep_best}")
+        if pruned:
+            self._observer.say(f"pruned the payload of the checkpoints at steps {', '.join(map(str, pruned))}")
+
+    def _end(self, head: Head) -> RunEnd:
+        """Why the run is over, once it is."""
+        epoch = self._last_epoch(head)
+        reason: Literal["completed", "early_stop"] = "early_stop" if epoch < self.plan.epochs else "completed"
+        return RunEnd(reason=reason, epoch=epoch, step=self.plan.last_step(epoch))
+
+    # Reading the head.
+
+    def _is_made(self, head: Head, epoch: int) -> bool:
+        """Whether an epoch exists: it, or any later step of the same run."""
+        return head.last_epoch() >= epoch
+
+    def _is_done(self, head: Head, epoch: int) -> bool:
+        last = min(epoch, self._last_epoch(head))
+        if not self._is_made(head, last):
+            return False
+        return not any(self._is_due(e) and e.epoch <= last and e.payload == "present" for e in head.entries())
+
+    def _is_due(self, entry: CheckpointEntry) -> bool:
+        """Whether an evaluation of this checkpoint is due and missing."""
+        every = self._recipe.eval_every
+        if not entry.epoch_complete or every == 0 or not self.evaluations.asked:
+            return False
+        regular = entry.epoch % every == 0 or entry.epoch == self.plan.epochs
+        return regular and self.evaluations.key not in entry.evaluations
+
+    def _last_epoch(self, head: Head) -> int:
+        """The epoch after which the run is over: the last planned one, or where it stops early."""
+        if self._recipe.early_stop_patience is None:
+            return self.plan.epochs
+        values = self.evaluations.values(head, self._recipe.select_metric)
+        stop = early_stop_epoch(values, self._recipe.select_metric, self._recipe.early_stop_patience)
+        return self.plan.epochs if stop is None else min(stop, self.plan.epochs)
+
+    def _selected(self, head: Head) -> CheckpointEntry:
+        """The checkpoint that becomes the model."""
+        last = self._last_epoch(head)
+        ends = {entry.epoch: entry for entry in head.entries() if entry.epoch_complete and entry.epoch <= last}
+        epoch: int | None = max(ends, default=None)
+        if self._recipe.select == "best":
+            values = self.evaluations.values(head, self._recipe.select_metric)
+            epoch = best_epoch({e: v for e, v in values.items() if e in ends}, self._recipe.select_metric)
+        if epoch is None:
+            raise CheckpointError(
+                f"{self._recipe.select_metric} was measured for no epoch", where=f"run {self.fingerprint[:12]}", fix="eval_every: 1"
+            )
+        return ends[epoch]
+
+    # Identity and environment.
+
+    def _identify(self, start: Start | None) -> Identity:
+        prepared = self._launch.prepared
+        return identify(
+            self._recipe,
+            self._launch.base,
+            self._launch.resolution,
+            self.plan,
+            data_digest=prepared.trained.digest,
+            pad_token_id=prepared.pad_token_id,
+            start=start,
+        )
+
+    def _resolution(self, head: Head) -> Any:
+        """The resolution, with the thread count that the run was started with: it moves bits where there is dropout."""
+        resolution = self._launch.resolution
+        first = self._first_environment(head)
+        threads = first.get("threads") if first else None
+        if isinstance(threads, int) and threads != resolution.threads:
+            environment = {**resolution.environment, "threads": threads}
+            return replace(resolution, threads=threads, environment=environment)
+        return resolution
+
+    def _first_environment(self, head: Head) -> dict[str, Any] | None:
+        entries = head.checkpoints
+        return dict(self._store.manifest(entries[0]).environment) if entries else None
+
+    def _explain_drift(self, head: Head) -> None:
+        """Say, or refuse, that this environment isn't the one that the run was started in."""
+        first = self._first_environment(head)
+        if first is None:
+            return
+        moved = changes(first, self._resolution(head).environment)
+        if not moved:
+            return
+        said = f"this run was started in another environment ({'; '.join(moved)}); its bits may differ from one go"
+        if self._recipe.on_drift == "refuse":
+            raise CheckpointError(said, where=f"run {self.fingerprint[:12]}", fix="restore it, or set on_drift: warn")
+        self._observer.say(said)
+
+    def _record(self, job: TrainingJob) -> RunRecord:
+        base = job.base
+        return RunRecord(
+            fingerprint=self.fingerprint,
+            recipe=self._launch.name,
+            identity=dict(self.identity.value),
+            environment=dict(job.resolution.environment),
+            base={"reference": base.reference, "digest": base.digest, "revision": base.revision},
+            simulated=self._launch.simulated,
+        )
+
+    # What other launches know.
+
+    def _notes(self, head: Head, missing: Sequence[int]) -> tuple[str, ...]:
+        if head.checkpoints or not missing:
+            return (f"run {self.fingerprint[:12]}: {len(missing)} of {self.plan.epochs} epochs are missing",)
+        newest = self._newest_other()
+        if newest is None:
+            return (f"run {self.fingerprint[:12]} is new",)
+        other, identity = newest
+        moved = changes(identity, self.identity.value)
+        steps = self.plan.total_steps
+        notes = [f"run {self.fingerprint[:12]} is new; since run {other[:12]} moved: {'; '.join(moved)}"]
+        if self._recipe.continue_from is None:
+            notes.append(
+                f"it trains {steps} steps from the start; to go on from what is there instead, "
+                f"write continue_from: {other[:12]}"
+            )
+        return tuple(notes)
+
+    def _newest_other(self) -> tuple[str, dict[str, Any]] | None:
+        """The newest other run of this recipe: fingerprint and identity."""
+        runs = self._launch.known_runs()
+        others = [run for run in runs if run["fingerprint"] != self.fingerprint]
+        return (others[-1]["fingerprint"], others[-1]["identity"]) if others else None
+
+    def _remember(self) -> None:
+        record = {"fingerprint": self.fingerprint, "identity": dict(self.identity.value), "created": time.time()}
+        key = f"recipes/{self._launch.name}/runs/{self.fingerprint}.json"
+        self._launch.ports.blobs.put_if_absent(key, canonical_json(record))
+
+    def _require_pinned(self) -> None:
+        pinned = self._launch.read("run")
+        if pinned is not None and pinned["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"the base model, the data or the backend changed while the run was going: it was planned as "
+                f"{pinned['fingerprint'][:12]} and now is {self.fingerprint[:12]}",
+                where=f"recipe {self._launch.name}",
+                fix="launch it anew",
+            )
+
+    def _raise_if_failed(self) -> None:
+        mark = self._launch.ports.blobs.get(self._failure_key)
+        if mark is not None:
+            raise CheckpointError(
+                f"an earlier epoch of this run failed: {mark.data.decode()}",
+                where=f"recipe {self._launch.name}",
+                fix="see that epoch's error; then run again, it goes on from what is published",
+            )
+
+    def _mark_failed(self, error: BaseException) -> None:
+        said = f"{type(error).__name__}: {error}"[:2000]
+        try:
+            self._launch.ports.blobs.put_if_absent(self._failure_key, said.encode())
+        except KitchenError as failure:
+            # The error itself is what matters; without the mark the next epochs fail on their own.
+            self._observer.say(f"could not mark the run as failed: {failure}")
+
+    @property
+    def _failure_key(self) -> str:
+        return f"launches/{self._launch.run_id}/failed-{self.fingerprint[:16]}"
+
+    @contextmanager
+    def _leased(self) -> Iterator[Lease]:
+        lease = acquire(
+            self._launch.ports.blobs,
+            self.fingerprint,
+            run=self._launch.run_id,
+            wait_s=self._recipe.lease_wait_s,
+            on_wait=self._say_waiting,
+        )
+        try:
+            yield lease
+        finally:
+            try:
+                lease.release()
+            except KitchenError as error:
+                # The lease runs out by itself; what was trained is published or it isn't.
+                self._observer.say(f"could not give the lease back: {error}")
+
+    def _say_waiting(self, holder: Holder) -> None:
+        self._observer.say(f"waiting for run {holder.run} (process {holder.pid}), which trains the same recipe")
+

@@ -1,0 +1,253 @@
+"""A TRL session: one epoch a call, always from its parent's verified files, in the calling thread."""
+
+import gc
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
+from kitchen_resources.formulas.batches import batch_plan
+from kitchen_resources.training.port import (
+    CheckpointDraft,
+    EpochResult,
+    LocalCheckpoint,
+    StepMetrics,
+    TrainingEvents,
+    TrainingJob,
+)
+from kitchen_resources.training.trl import supervised
+from kitchen_resources.training.trl.arguments import training_arguments
+from kitchen_resources.training.trl.callbacks import EpochWatch
+from kitchen_resources.training.trl.export import export_model
+from kitchen_resources.training.trl.models import load_for_training, lora_config
+from kitchen_resources.training.trl.state import load_weights, write_resume_folder
+from kitchen_resources.training.trl.trainer import SavedState
+
+METHODS = {"supervised": supervised}
+"""The module of each method that TRL trains here."""
+
+
+class TrlSession:
+    """See the module. What it keeps between epochs is no state: imports, and the prepared rows."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        import datasets
+        import torch
+        import transformers
+
+        self._job = job
+        self._method = METHODS[job.recipe.method]
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(job.resolution.threads)
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        columns = self._method.columns(job.data.packed)
+        # In memory and not through the `datasets` cache, which would lie outside the store.
+        self._rows = datasets.Dataset(_read_columns(job.data.path, columns))
+        self._row_column = columns[-1]
+        self._trainer: Any = None
+
+    def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
+        """See `Session.train_epoch`."""
+        attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch))
+        folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
+        try:
+            with _errors_named(self._job, epoch):
+                trainer = self._build(epoch, attempt, folder)
+                resume = None
+                if parent is not None and parent.restart == "weights":
+                    load_weights(parent, trainer.model)
+                elif parent is not None:
+                    resume = str(write_resume_folder(parent, folder / "resume", batch_size=self._job.recipe.batch_size))
+                trainer.train(resume_from_checkpoint=resume)
+        finally:
+            self._drop_trainer()
+            # The folder of the parent goes only now: it may be the one that the last epoch published.
+            for old in self._job.scratch.glob("epoch-*"):
+                if old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
+        if attempt.published is None or not attempt.published.epoch_complete:
+            raise BackendError("the trainer ended before the epoch did", where=f"epoch {epoch}")
+        return EpochResult(attempt.published, attempt.steps_done)
+
+    def export(self, checkpoint: LocalCheckpoint, target: Path, *, merged: bool) -> None:
+        """See `Session.export`."""
+        export_model(self._job, checkpoint, target, merged=merged)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        import torch
+
+        self._drop_trainer()
+        self._rows = None
+        torch.set_num_threads(self._threads)
+
+    def _build(self, epoch: int, attempt: "_EpochAttempt", folder: Path) -> Any:
+        from accelerate.state import AcceleratorState
+        from transformers import PrinterCallback
+
+        job = self._job
+        # The state is one a process, and keeps the precision of an earlier run in it.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = training_arguments(
+            self._method.config_class(), job.recipe, job.resolution, job.plan, folder, self._method.method_arguments(job)
+        )
+        assert job.base.folder is not None
+        trainer = self._method.trainer_class()(
+            model=load_for_training(job.base.folder, job.recipe, job.resolution),
+            args=arguments,
+            train_dataset=self._rows,
+            processing_class=_tokenizer(job.base.folder, job.data.pad_token_id),
+            peft_config=lora_config(job.recipe),
+        )
+        self._trainer = trainer
+        trainer.adopt(job.recipe, job.plan, self._row_column, attempt.save)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step))
+        return trainer
+
+    def _expected_rows(self, epoch: int) -> list[list[int]]:
+        """Row ids of each optimiser step of the epoch, by the plan."""
+        recipe = self._job.recipe
+        ids = self._rows[self._row_column]
+        steps = batch_plan(
+            self._job.plan.rows,
+            seed=recipe.seed,
+            epoch=epoch - 1,
+            batch_size=recipe.batch_size,
+            accumulation=recipe.gradient_accumulation_steps,
+        )
+        flat = [[item for index in step for item in _as_list(ids[index])] for step in steps]
+        return flat[: self._job.plan.last_step(epoch) - (epoch - 1) * self._job.plan.steps_per_epoch]
+
+    def _drop_trainer(self) -> None:
+        """Free the model: a Trainer is part of a reference cycle, and two models in memory would be one too many."""
+        self._trainer = None
+        gc.collect()
+
+
+class _EpochAttempt:
+    """What one call of `train_epoch` has received, done and published."""
+
+    def __init__(self, job: TrainingJob, epoch: int, events: TrainingEvents, expected: list[list[int]]) -> None:
+        self._job = job
+        self._epoch = epoch
+        self._events = events
+        self._expected = expected
+        self._rows = [list(step) for step in events.earlier_rows()]
+        self._steps = list(events.earlier_steps())
+        self.steps_done = 0
+        self.published: LocalCheckpoint | None = None
+        self._started_at = (epoch - 1) * job.plan.steps_per_epoch
+
+    def step(self, metrics: StepMetrics, rows: list[int]) -> None:
+        """An optimiser step is done."""
+        self._rows.append(rows)
+        self._steps.append(metrics)
+        self.steps_done += 1
+        self._require_planned_rows(metrics.global_step)
+        self._events.step(metrics)
+
+    def save(self, saved: SavedState) -> None:
+        """A checkpoint's files are written."""
+        into_epoch = len(self._rows)
+        step = self._started_at + into_epoch
+        complete = step == self._job.plan.last_step(self._epoch)
+        draft = CheckpointDraft(
+            folder=saved.folder,
+            state_files=saved.state_files,
+            other_files=saved.other_files,
+            epoch=self._epoch,
+            global_step=step,
+            steps_into_epoch=into_epoch,
+            epoch_complete=complete,
+            row_ids=self._rows,
+            metrics=epoch_metrics(self._steps),
+            steps=self._steps,
+        )
+        self.published = self._events.checkpoint(draft)
+
+    def _require_planned_rows(self, global_step: int) -> None:
+        index = len(self._rows) - 1
+        planned = self._expected[index] if index < len(self._expected) else []
+        if sorted(self._rows[index]) != sorted(planned) or global_step != self._started_at + index + 1:
+            raise CheckpointError(
+                f"received rows {self._rows[index][:20]}, and rows {planned[:20]} were planned",
+                where=f"epoch {self._epoch}, step {global_step}",
+                fix="report this: the trainer did not follow the plan, and nothing of this epoch was published",
+            )
+
+
+def epoch_metrics(steps: list[StepMetrics]) -> dict[str, float]:
+    """Numbers of an epoch so far: loss as the mean per trained token, sums of tokens and seconds, peaks of memory."""
+    tokens = sum(step.tokens for step in steps)
+    seconds = sum(step.seconds for step in steps)
+    weighted = sum(step.loss * step.tokens for step in steps)
+    return {
+        "loss": weighted / tokens if tokens else steps[-1].loss,
+        "last_loss": steps[-1].loss,
+        "learning_rate": steps[-1].learning_rate,
+        "grad_norm": steps[-1].grad_norm,
+        "tokens": float(tokens),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "peak_host_memory_bytes": float(max(step.host_memory_bytes for step in steps)),
+        "peak_device_memory_bytes": float(max(step.device_memory_bytes for step in steps)),
+    }
+
+
+def _read_columns(path: Path, columns: list[str]) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path, columns=columns, memory_map=True)
+
+
+def _tokenizer(folder: Path, pad_token_id: int) -> Any:
+    """The base's tokenizer; TRL wants one for its pad token, the rows themselves come tokenized."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if tokenizer.pad_token_id != pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
+    return tokenizer
+
+
+def _as_list(value: Any) -> list[int]:
+    return list(value) if isinstance(value, list) else [int(value)]
+
+
+@contextmanager
+def _errors_named(job: TrainingJob, epoch: int) -> Iterator[None]:
+    """Turn what the libraries raise into errors that say what to do."""
+    import torch
+
+    where = f"epoch {epoch}"
+    try:
+        yield
+    except KitchenError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(job, where, error) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise _out_of_memory(job, where, error) from error
+        raise BackendError(f"{type(error).__name__}: {error}", where=where) from error
+
+
+def _out_of_memory(job: TrainingJob, where: str, error: BaseException) -> OutOfMemory:
+    recipe = job.recipe
+    tips = [f"lower batch_size ({recipe.batch_size}) and raise gradient_accumulation_steps by as much"]
+    tips.append(f"lower max_length ({recipe.max_length})")
+    if not recipe.gradient_checkpointing:
+        tips.append("set gradient_checkpointing: true")
+    if recipe.lora is None:
+        tips.append("train a LoRA (lora: {rank: 16})")
+    first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return OutOfMemory(
+        f"{job.resolution.device} ran out of memory: {first_line}",
+        where=where,
+        fix="; or ".join(tips) + "; what is published stays, and the run goes on from there",
+    )

@@ -1,0 +1,201 @@
+"""Training state as safetensors and JSON, and back into the files that transformers' Trainer resumes from.
+
+Nothing in the store is a pickle. A resume writes the Trainer's own files afresh into scratch, from values that were
+verified, and the Trainer reads only what this process wrote. Both ways keep every bit (tested against one go).
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.digests import canonical_json
+from kitchen_resources.errors import TrainingDiverged
+from kitchen_resources.training.port import LocalCheckpoint
+
+OPTIMIZER_TENSORS = "optimizer.safetensors"
+OPTIMIZER_VALUES = "optimizer.json"
+SCHEDULE = "schedule.json"
+RNG_TENSORS = "rng.safetensors"
+RNG_VALUES = "rng.json"
+FULL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+TRAINING_STATE = (OPTIMIZER_TENSORS, OPTIMIZER_VALUES, SCHEDULE, RNG_TENSORS, RNG_VALUES)
+
+
+def write_training_state(folder: Path, optimizer: Any, scheduler: Any) -> None:
+    """Write the state of optimiser, schedule and random numbers as they are now."""
+    _write_optimizer(folder, optimizer.state_dict())
+    (folder / SCHEDULE).write_bytes(canonical_json(_json_value(scheduler.state_dict())))
+    _write_rng(folder)
+
+
+def write_weights(folder: Path, model: Any) -> tuple[list[str], list[str]]:
+    """Write the trained weights, and what describes them.
+
+    Returns:
+        Names of the files with weights, and of those beside them.
+
+    Raises:
+        TrainingDiverged: A weight is not finite.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        return _write_adapter(folder, model), []
+    before = {path.name for path in folder.iterdir()}
+    _require_finite(dict(model.named_parameters()))
+    model.save_pretrained(folder)
+    written = sorted(path.name for path in folder.iterdir() if path.name not in before)
+    weights = [name for name in written if name.endswith((".safetensors", ".safetensors.index.json"))]
+    return weights, [name for name in written if name not in weights]
+
+
+def write_resume_folder(checkpoint: LocalCheckpoint, target: Path, *, batch_size: int) -> Path:
+    """A folder that `Trainer.train(resume_from_checkpoint=…)` goes on from.
+
+    Args:
+        checkpoint: The verified checkpoint.
+        target: Folder to make.
+        batch_size: Rows in one forward pass, which the Trainer compares with its own.
+    """
+    import torch
+    from transformers.trainer_callback import TrainerState
+
+    target.mkdir(parents=True)
+    for path in checkpoint.folder.iterdir():
+        if path.name not in TRAINING_STATE:
+            (target / path.name).symlink_to(path.resolve())
+    torch.save(_read_optimizer(checkpoint.folder), target / "optimizer.pt")
+    torch.save(_read_json(checkpoint.folder / SCHEDULE), target / "scheduler.pt")
+    torch.save(_read_rng(checkpoint.folder), target / "rng_state.pth")
+    # The Trainer takes its logging interval from the state that it loads, not from its arguments.
+    state = TrainerState(global_step=checkpoint.global_step, train_batch_size=batch_size, logging_steps=1)
+    state.save_to_json(str(target / "trainer_state.json"))
+    return target
+
+
+def load_weights(checkpoint: LocalCheckpoint, model: Any) -> None:
+    """Put a checkpoint's weights into a model of the same shape, in place."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(checkpoint.folder / ADAPTER_WEIGHTS))
+        return
+    shards = sorted(checkpoint.folder.glob("model*.safetensors"))
+    weights = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+
+
+def _write_adapter(folder: Path, model: Any) -> list[str]:
+    """The adapter's weights, and its config in our own hand: peft writes sets in hash order, and the base's path."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    _require_finite(weights)
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = _json_value(model.peft_config["default"].to_dict())
+    config["base_model_name_or_path"] = None
+    config["inference_mode"] = True
+    (folder / ADAPTER_CONFIG).write_bytes(canonical_json(config))
+    return [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
+
+
+def _require_finite(weights: Mapping[str, Any]) -> None:
+    import torch
+
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingDiverged(
+                f"weight {name} is not finite", where="checkpoint", fix="lower learning_rate, or set max_grad_norm"
+            )
+
+
+def _write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                values.setdefault(str(index), {})[name] = value
+    save_file(tensors, folder / OPTIMIZER_TENSORS)
+    record = {"values": values, "param_groups": _json_value(state["param_groups"])}
+    (folder / OPTIMIZER_VALUES).write_bytes(canonical_json(record))
+
+
+def _read_optimizer(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    record = _read_json(folder / OPTIMIZER_VALUES)
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["values"].items()}
+    for name, tensor in load_file(folder / OPTIMIZER_TENSORS).items():
+        index, _, entry = name.partition(".")
+        state.setdefault(int(index), {})[entry] = tensor
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in record["param_groups"]
+    ]
+    return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+
+def _write_rng(folder: Path) -> None:
+    import numpy
+    import torch
+    from safetensors.torch import save_file
+
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64"))}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.random.get_rng_state()
+    save_file(tensors, folder / RNG_TENSORS)
+    values = {
+        "python": {"version": version, "words": list(words), "gauss": gauss},
+        "numpy": {"name": name, "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
+    }
+    (folder / RNG_VALUES).write_bytes(canonical_json(values))
+
+
+def _read_rng(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / RNG_TENSORS)
+    values = _read_json(folder / RNG_VALUES)
+    python, numbers = values["python"], values["numpy"]
+    keys = tensors["numpy"].numpy().astype("uint32")
+    state: dict[str, Any] = {
+        "python": (python["version"], tuple(python["words"]), python["gauss"]),
+        "numpy": (numbers["name"], keys, numbers["position"], numbers["has_gauss"], numbers["cached"]),
+        "cpu": tensors["torch"],
+    }
+    if "cuda" in tensors:
+        state["cuda"] = tensors["cuda"]
+    return state
+
+
+def _json_value(value: Any) -> Any:
+    """A value as JSON has it: sets sorted, tuples as lists, enumerations by value, keys as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_json_value(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value.value if hasattr(value, "value") else value
+    return value.value if hasattr(value, "value") else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_bytes())
+    return value

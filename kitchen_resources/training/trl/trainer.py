@@ -1,0 +1,151 @@
+"""What the kitchen adds to a TRL trainer: row ids that travel with the batch, the one schedule, and our own saving.
+
+A mixin over any of TRL's trainers. It changes no arithmetic of a step.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kitchen_resources.formulas.schedules import learning_rate
+from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.training.plan import TrainingPlan
+from kitchen_resources.training.trl.state import write_training_state, write_weights
+
+if TYPE_CHECKING:
+    import torch
+
+ROW_IDS = "kitchen_row_ids"
+
+
+class RowIdCollator:
+    """Any collator, with the row ids of the batch beside its tensors."""
+
+    def __init__(self, inner: Callable[[list[dict[str, Any]]], dict[str, Any]], column: str) -> None:
+        self._inner = inner
+        self._column = column
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows; the ids are a flat tensor of int64."""
+        import torch
+
+        ids = [row[self._column] for row in rows]
+        flat = [item for entry in ids for item in (entry if isinstance(entry, list) else [entry])]
+        batch = self._inner([{key: value for key, value in row.items() if key != self._column} for row in rows])
+        return {**batch, ROW_IDS: torch.tensor(flat, dtype=torch.int64)}
+
+
+class SavedState:
+    """A checkpoint's files as just written by the trainer: the folder, and the names by what they are."""
+
+    def __init__(self, folder: Path, state_files: Sequence[str], other_files: Sequence[str]) -> None:
+        self.folder = folder
+        self.state_files = list(state_files)
+        self.other_files = list(other_files)
+
+
+class KitchenTrainerMixin:
+    """See the module. To be listed before the TRL trainer class.
+
+    Attributes:
+        step_rows: Rows that the optimiser step under way has received so far.
+        step_tokens: Trained tokens of the optimiser step under way.
+    """
+
+    # Of transformers' Trainer.
+    args: Any
+    model: Any
+    state: Any
+    accelerator: Any
+    optimizer: Any
+    lr_scheduler: Any
+    data_collator: Any
+    _signature_columns: Any
+
+    def adopt(self, recipe: Recipe, plan: TrainingPlan, row_column: str, save: Callable[[SavedState], None]) -> None:
+        """Tie the trainer to a run.
+
+        Args:
+            recipe: What is trained.
+            plan: Its steps.
+            row_column: Column of the data set with the row id, or with the list of a pack's row ids.
+            save: Called with each checkpoint's files, at the moment they hold the state.
+        """
+        self._recipe = recipe
+        self._plan = plan
+        self._save = save
+        self._attempts = 0
+        self.step_rows: list[int] = []
+        self.step_tokens = 0
+        self.step_started = time.perf_counter()
+        self.data_collator = RowIdCollator(self.data_collator, row_column)
+        self._set_signature_columns_if_needed()  # type: ignore[attr-defined]
+        self._signature_columns = [*self._signature_columns, row_column]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> "torch.Tensor":
+        """One forward and backward pass; takes note of the rows that it really received."""
+        if not self.step_rows:
+            self.step_tokens = int(num_items_in_batch) if num_items_in_batch is not None else 0
+        self.step_rows.extend(inputs.pop(ROW_IDS).tolist())
+        return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc, no-any-return]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The kitchen's schedule, over the planned total whatever this session trains of it."""
+        from torch.optim.lr_scheduler import LambdaLR
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule_factor(self._recipe, self._plan))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As transformers does it, but hyperparameters are the recipe's and not the checkpoint's.
+
+        For the same recipe they are equal. Where one recipe continues another, transformers would silently go on
+        with the old ones: its schedule loads the old base rate.
+        """
+        fresh = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        base_lrs = list(self.lr_scheduler.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        self.lr_scheduler.base_lrs = base_lrs
+        step = self.lr_scheduler.last_epoch
+        for group, values, base, factor in zip(
+            self.optimizer.param_groups, fresh, base_lrs, self.lr_scheduler.lr_lambdas, strict=True
+        ):
+            group.update(values)
+            group["lr"] = base * factor(step)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the state as safetensors and JSON, and hand it over; transformers' own writing is not used."""
+        folder = Path(self.args.output_dir) / f"state-{self.state.global_step}-{self._attempts}"
+        self._attempts += 1
+        folder.mkdir(parents=True)
+        weights, others = write_weights(folder, self.accelerator.unwrap_model(self.model))
+        before = {path.name for path in folder.iterdir()}
+        write_training_state(folder, self.optimizer, self.lr_scheduler)
+        state = sorted(path.name for path in folder.iterdir() if path.name not in before)
+        self._save(SavedState(folder, [*weights, *state], others))
+
+
+def schedule_factor(recipe: Recipe, plan: TrainingPlan) -> Callable[[int], float]:
+    """The learning rate at a step (from 0), over its peak."""
+    peak = recipe.learning_rate
+    final = recipe.lr_final / peak if peak else 0.0
+
+    def factor(step: int) -> float:
+        return learning_rate(
+            step,
+            schedule=recipe.lr_schedule,
+            peak=1.0,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+            final=final,
+            power=recipe.lr_power,
+            rate=recipe.lr_decay_rate,
+            num_cycles=recipe.lr_cycles,
+        )
+
+    return factor
