@@ -25,6 +25,7 @@ class Manifest:
         identity: What the fingerprint is the digest of.
         environment: Library versions, CPU capability, device, threads when it was made.
         base: The base model: reference, digest, revision.
+        serving: What an export needs besides: weight type, chat template, pad and stop tokens.
         epoch: From 1.
         global_step: Optimiser steps since the start of the run.
         steps_into_epoch: Optimiser steps in this epoch.
@@ -42,6 +43,7 @@ class Manifest:
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
     base: Mapping[str, Any]
+    serving: Mapping[str, Any]
     epoch: int
     global_step: int
     steps_into_epoch: int

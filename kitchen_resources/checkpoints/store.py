@@ -48,6 +48,7 @@ class RunRecord:
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
     base: Mapping[str, Any]
+    serving: Mapping[str, Any]
     simulated: bool
 
 
@@ -175,6 +176,7 @@ class CheckpointStore:
             identity=record.identity,
             environment=record.environment,
             base=record.base,
+            serving=record.serving,
             epoch=draft.epoch,
             global_step=draft.global_step,
             steps_into_epoch=draft.steps_into_epoch,

@@ -62,8 +62,7 @@ def _check_calls(index: int, message: Message, marked: Marked) -> None:
 
 
 def check_trained(index: int, message: Message, marked: Marked, end: int) -> None:
-    """Refuse a trained message of which the template leaves reasoning, or a part of content or tool calls,
-    out.
+    """Refuse a trained message of which reasoning, or a part of content or tool calls, is left out.
 
     Templates leave reasoning out of earlier turns by design; as something to learn it must be there.
 
@@ -77,10 +76,7 @@ def check_trained(index: int, message: Message, marked: Marked, end: int) -> Non
         DataError: Something is missing; the reason names it.
     """
     place = marked.places[index]
-    begin = max(
-        (other.last for other in marked.places[:index] if other.last is not None and other.last <= end),
-        default=0,
-    )
+    begin = marked.reached[index] if marked.reached[index] <= end else 0
     written = _squeezed(marked.text[begin:end])
     if place.content is None and _squeezed(_content(message)) not in written:
         raise refuse(
@@ -113,10 +109,8 @@ def check_trained(index: int, message: Message, marked: Marked, end: int) -> Non
 
 def _region(index: int, marked: Marked) -> str:
     """What the template wrote between the texts of the messages before and after this one."""
-    own = marked.places[index]
-    before = [place.last for place in marked.places[:index] if place.last is not None]
-    begin = max(before, default=0)
-    return marked.text[begin : marked.next_text(index, begin if own.last is None else max(begin, own.last))]
+    begin, last = marked.reached[index], marked.places[index].last
+    return marked.text[begin : marked.next_text(index, begin if last is None else max(begin, last))]
 
 
 def _squeezed(text: str) -> str:

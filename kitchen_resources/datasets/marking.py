@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from kitchen_resources.datasets.chat_template import ChatTemplate, Messages, RenderedText
@@ -53,25 +54,34 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A conversation as the template writes it, with the place of each message."""
+    """A conversation as the template writes it, with the place of each message.
+
+    Attributes:
+        text: What the template writes.
+        places: One per message.
+        template_marks: Whether there are `{% generation %}` blocks.
+        edges: Where the first and last texts of messages begin and end, with their message, in order.
+        reached: For each message, how far the texts of the messages before it reach.
+    """
 
     text: str
     places: tuple[Place, ...]
     template_marks: bool
+    edges: tuple[tuple[int, int], ...]
+    reached: tuple[int, ...]
 
     def holds_other_text(self, index: int, start: int, end: int) -> bool:
         """Whether a text of another message than this one begins or ends inside a stretch."""
-        edges = ((place.first, place.last) for other, place in enumerate(self.places) if other != index)
-        return any(edge is not None and start < edge < end for pair in edges for edge in pair)
+        inside = self.edges[bisect_left(self.edges, (start + 1,)) : bisect_left(self.edges, (end,))]
+        return any(owner != index for _, owner in inside)
 
     def next_text(self, index: int, position: int) -> int:
         """Where, from a position on, the next text of another message is; the end when there is none."""
-        nearest = len(self.text)
-        for other, place in enumerate(self.places):
-            for edge in (place.first, place.last):
-                if other != index and edge is not None and position <= edge < nearest:
-                    nearest = edge
-        return nearest
+        for at in range(bisect_left(self.edges, (position,)), len(self.edges)):
+            edge, owner = self.edges[at]
+            if owner != index:
+                return edge
+        return len(self.text)
 
 
 def mark_conversation(template: ChatTemplate, messages: Sequence[Message], tools: Messages | None) -> Marked:
@@ -83,16 +93,15 @@ def mark_conversation(template: ChatTemplate, messages: Sequence[Message], tools
     plain = template.render(messages, tools)
     pens = _Pens(plain.text, len(messages))
     styles: list[Style] = ["whole"] * len(messages)
-    marked = _render(template, messages, tools, pens, styles)
-    if pens.erase(marked.text) != plain.text:
+    marked = _render(template, messages, tools, pens, styles, plain.text)
+    if marked is None:
         # Rare: a template that strips white space, or looks at the ends of a text or whether it is empty.
         styles = [
             _style_of(template, messages, tools, pens, index, plain.text) for index in range(len(messages))
         ]
-        marked = _render(template, messages, tools, pens, styles)
-        if pens.erase(marked.text) != plain.text:
-            styles = ["none"] * len(messages)
-            marked = plain
+        marked = _render(template, messages, tools, pens, styles, plain.text)
+    if marked is None:
+        marked, styles = plain, ["none"] * len(messages)
     return _read(plain.text, marked, pens, styles)
 
 
@@ -102,14 +111,19 @@ def _render(
     tools: Messages | None,
     pens: "_Pens",
     styles: Sequence[Style],
-) -> RenderedText:
+    plain: str,
+) -> RenderedText | None:
+    """The conversation with marked texts; None when the marks change what the template writes."""
     marked = [
         pens.mark(index, message, style)
         for index, (message, style) in enumerate(zip(messages, styles, strict=True))
     ]
-    # The built-in templates mark the content of every message when asked; for others the variable means
-    # nothing.
-    return template.render(marked, tools, mark_all_messages=True)
+    try:
+        # role_colon marks the contents of all messages when asked to; others don't read the variable.
+        rendered = template.render(marked, tools, mark_all_messages=True)
+    except DataError:
+        return None
+    return rendered if pens.erase(rendered.text) == plain else None
 
 
 def _style_of(
@@ -124,11 +138,7 @@ def _style_of(
     for style in _STYLES[:-1]:
         styles: list[Style] = ["none"] * len(messages)
         styles[index] = style
-        try:
-            text = _render(template, messages, tools, pens, styles).text
-        except DataError:
-            continue
-        if pens.erase(text) == plain:
+        if _render(template, messages, tools, pens, styles, plain) is not None:
             return style
     return "none"
 
@@ -246,7 +256,14 @@ def _read(text: str, marked: RenderedText, pens: _Pens, styles: Sequence[Style])
                 marks=marks[owner],
             )
         )
-    return Marked(text, tuple(places), bool(marked.marks))
+    edges = sorted(
+        (edge, owner)
+        for owner, place in enumerate(places)
+        for edge in (place.first, place.last)
+        if edge is not None
+    )
+    reached = accumulate((place.last or 0 for place in places[:-1]), max, initial=0)
+    return Marked(text, tuple(places), bool(marked.marks), tuple(edges), tuple(reached))
 
 
 def _own_marks(

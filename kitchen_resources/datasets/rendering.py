@@ -140,7 +140,7 @@ class Renderer:
         weights = message_weights(messages, self.train_on)
         marked = mark_conversation(chat.template, read, tools)
         encoded = encode(self.tokenizer, marked.text)
-        pass
+        chat.refuse_merged_tokens(marked, encoded)
         check_complete(read, tools, marked)
         if self.train_on == "all_tokens":
             spans = [Span(0, len(marked.text), 1.0, "the conversation")]

@@ -15,7 +15,7 @@ from itertools import chain, pairwise
 from kitchen_resources.datasets.chat_template import ChatTemplate, Messages
 from kitchen_resources.datasets.encoding import Encoded, Span
 from kitchen_resources.datasets.marking import Marked, Place, mark_conversation
-from kitchen_resources.datasets.messages import Message, called_function, refuse, texts_of
+from kitchen_resources.datasets.messages import Message, called_function, called_names, refuse, texts_of
 from kitchen_resources.datasets.turns import PROBES, Turns, as_parts
 from kitchen_resources.errors import DataError
 
@@ -33,7 +33,7 @@ class SpanFinder:
         self._prompt_variables: list[dict[str, bool]] = [{}]
         if "enable_thinking" in template.variables:
             self._prompt_variables += [{"enable_thinking": False}, {"enable_thinking": True}]
-        self._agreeing_headers = self._find_agreeing_headers()
+        self._agreeing = self._find_agreeing()
 
     def find(
         self,
@@ -77,7 +77,7 @@ class SpanFinder:
     ) -> list[tuple[int, int]]:
         message, place = messages[index], marked.places[index]
         _refuse_unplaced(index, message, marked)
-        agreeing = _header(index, marked) in self._agreeing_headers
+        agreeing = _opening(index, message, marked) in self._agreeing
         start = place.marks[0][0] if agreeing else self._prompt_end(index, messages, tools, marked.text)
         _refuse_late_block(index, message, marked, start)
         if place.first is not None and encoded.first(self._turns.openers, start, place.first) is not None:
@@ -114,13 +114,14 @@ class SpanFinder:
             first = first or prompt
         raise refuse(index, messages[index], *_why_not_prompted(first, text))
 
-    def _find_agreeing_headers(self) -> frozenset[str]:
-        """The headers after which a generation block begins exactly where the generation prompt ends.
+    def _find_agreeing(self) -> frozenset[tuple[str, str]]:
+        """The openings in which a generation block begins exactly where the generation prompt ends.
 
-        To render the generation prompt of each of k messages takes k² messages. After these headers the block
-        says the same, so a long conversation in a template with blocks is rendered twice and not k times.
+        To render the generation prompt of each of k messages takes k² messages. In these openings the block
+        says the same, and the message is written as a last one is, so a long conversation in a template with
+        blocks is rendered twice and not 2k times.
         """
-        agreeing: set[str] = set()
+        agreeing: set[tuple[str, str]] = set()
         for probe in PROBES:
             messages = as_parts(probe) if self._turns.as_parts else list(probe)
             last = len(messages) - 1
@@ -129,9 +130,9 @@ class SpanFinder:
                 end = self._prompt_end(last, messages, None, marked.text)
             except DataError:
                 continue
-            header = _header(last, marked)
-            if header is not None and marked.places[last].marks[0][0] == end:
-                agreeing.add(header)
+            opening = _opening(last, messages[last], marked)
+            if opening is not None and marked.places[last].marks[0][0] == end:
+                agreeing.add(opening)
         return frozenset(agreeing)
 
     def _refuse_rewritten(
@@ -213,12 +214,19 @@ def in_order(spans: Iterable[Sequence[Span]]) -> list[Span]:
     return ordered
 
 
-def _header(index: int, marked: Marked) -> str | None:
-    """What the template wrote between the message before and the first generation block of this one."""
+def _opening(index: int, message: Message, marked: Marked) -> tuple[str, str] | None:
+    """What the template wrote before a message's generation block, and in it before the message's own text.
+
+    None where there is no block, or it is not clear what is the template's.
+    """
     place, before = marked.places[index], marked.places[index - 1].last if index else None
-    if not place.marks or before is None or before > place.marks[0][0]:
+    if not place.marks or place.first is None or before is None or before > place.marks[0][0]:
         return None
-    return marked.text[before : place.marks[0][0]]
+    start = place.marks[0][0]
+    lead_in = marked.text[start : place.first]
+    for name in called_names(message)[:1]:
+        lead_in = lead_in.partition(name)[0]
+    return marked.text[before:start], lead_in
 
 
 def _next_is_unplaced(index: int, marked: Marked) -> bool:

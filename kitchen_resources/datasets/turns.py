@@ -24,8 +24,18 @@ _CALL: dict[str, Any] = {
 }
 _CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT: Message = {"role": "tool", "content": "zqx4", "name": "beep", "tool_call_id": "call00000"}
-PROBES = ((_ASK, _ANSWER, _ASK_AGAIN, _ANSWER), (_ASK, _CALLED, _RESULT, _ANSWER))
-"""Conversations that end with an answer: after a question, and after a tool's result."""
+_ANSWERS: tuple[Message, ...] = (
+    _ANSWER,
+    {**_ANSWER, "reasoning_content": "zqx5"},
+    _CALLED,
+    {**_CALLED, "reasoning_content": "zqx5"},
+)
+PROBES = tuple(
+    (*before, answer)
+    for before in ((_ASK, _ANSWER, _ASK_AGAIN), (_ASK, _CALLED, _RESULT))
+    for answer in _ANSWERS
+)
+"""Conversations that end with an answer or a tool call, after a question or a tool's result."""
 
 # Templates that read reasoning out of contents know these by their text, also where a tokenizer has them as
 # tokens.

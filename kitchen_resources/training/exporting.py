@@ -9,11 +9,13 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore, StoredFile
 from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.digests import canonical_json, digest_json
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelFiles
-from kitchen_resources.training.port import TrainingJob
+from kitchen_resources.training.base_models import resolve_base, simulated_base
+from kitchen_resources.training.port import Serving, TrainingJob
 
 EXPORT_VERSION = 1
 """Raised by hand when the same checkpoint would be exported otherwise."""
@@ -104,6 +106,51 @@ def files_from_json(value: Mapping[str, Any]) -> ModelFiles:
     """A stored model's files."""
     files = {name: StoredFile(file["sha256"], file["size"]) for name, file in value["files"].items()}
     return ModelFiles(files=files, kind=value["kind"], digest=value["digest"])
+
+
+def export_stored_checkpoint(
+    checkpoints: CheckpointStore, fingerprint: str, step: int, target: Path, *, merged: bool
+) -> Path:
+    """Write the model of any stored checkpoint, long after its run and without its recipe.
+
+    Args:
+        checkpoints: The store.
+        fingerprint: The run.
+        step: The checkpoint's step.
+        target: Folder to make.
+        merged: Whole weights; else the LoRA adapter alone.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, it is damaged, or its base isn't the one it was trained from.
+    """
+    from kitchen_resources.training.trl.export import export_model
+
+    where = f"run {fingerprint[:12]}"
+    entry = checkpoints.head(fingerprint).at(step)
+    if entry is None:
+        steps = ", ".join(str(known.step) for known in checkpoints.head(fingerprint).entries())
+        raise CheckpointError(f"has no checkpoint at step {step}", where=where, fix=f"one of {steps}")
+    manifest = checkpoints.manifest(entry)
+    scratch = checkpoints.blobs.scratch()
+    base = simulated_base("") if manifest.simulated else resolve_base(_pinned(manifest.base), scratch / "cache")
+    if not manifest.simulated and base.digest != manifest.base["digest"]:
+        raise CheckpointError(
+            f"its base {base.reference} is not what it was trained from", where=where, fix="restore that base model"
+        )
+    folder = scratch / f"export-{uuid.uuid4().hex}"
+    try:
+        checkpoint = checkpoints.checkout(fingerprint, entry, folder)
+        serving = Serving(**{**manifest.serving, "stop_token_ids": tuple(manifest.serving["stop_token_ids"])})
+        export_model(base, serving, checkpoint, target, merged=merged)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _pinned(base: Mapping[str, Any]) -> str:
+    """The base by the commit that was trained from, where it came from a hub."""
+    reference: str = base["reference"]
+    return f"{reference.partition('@')[0]}@{base['revision']}" if base["revision"] else reference
 
 
 def _store_folder(content: ContentStore, folder: Path) -> dict[str, StoredFile]:

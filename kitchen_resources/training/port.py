@@ -189,6 +189,23 @@ class TrainingEvents(Protocol):
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a served model needs besides its weights.
+
+    Attributes:
+        weight_dtype: Type that weights were held in while training.
+        pad_token_id: Filler of short rows.
+        stop_token_ids: Where an answer ends.
+        chat_template: The template that rows were rendered with, where it isn't the base's own.
+    """
+
+    weight_dtype: str
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...]
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """Everything that a session needs; made once a run, after preflight and data preparation.
 
@@ -209,6 +226,16 @@ class TrainingJob:
     data: LocalDataset
     plan: TrainingPlan
     scratch: Path
+
+    def serving(self) -> Serving:
+        """What a model of this job needs when it is served."""
+        template = self.data.extra.get("chat_template")
+        return Serving(
+            weight_dtype=self.resolution.values.get("weight_dtype", ""),
+            pad_token_id=self.data.pad_token_id,
+            stop_token_ids=tuple(self.data.stop_token_ids),
+            chat_template=template if isinstance(template, str) else None,
+        )
 
 
 @dataclass(frozen=True)

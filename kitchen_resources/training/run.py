@@ -21,6 +21,7 @@ from kitchen_resources.checkpoints.store import RunRecord
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
+from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start, changes, identify
@@ -171,6 +172,18 @@ class TrainingRun:
             with self._leased() as lease:
                 head = lease.update(lambda current: replace(current, end=self._end(current)))
         return Finished(head=head, selected=self._selected(head), steps_done=steps)
+
+    def evaluate_selected(self) -> EvaluationResult:
+        """What is measured of the checkpoint that becomes the model; measured now when it hasn't been."""
+        entry = self._selected(self.head())
+        found = self.evaluations.recorded(entry)
+        if found is None:
+            with self._leased() as lease:
+                self.evaluations.evaluate(lease, entry, self._resolution(lease.head))
+                entry = self._selected(lease.head)
+            found = self.evaluations.recorded(entry)
+            assert found is not None
+        return found
 
     def job(self) -> TrainingJob:
         """What a session needs."""
@@ -373,6 +386,7 @@ class TrainingRun:
             identity=dict(self.identity.value),
             environment=dict(job.resolution.environment),
             base={"reference": base.reference, "digest": base.digest, "revision": base.revision},
+            serving=vars(job.serving()),
             simulated=self._launch.simulated,
         )
 

@@ -1,8 +1,17 @@
-"""The conversations that every chat template is tested with."""
+"""What the tests of rendering share: messages, conversations, renderers, and what they learn or refuse."""
 
 from typing import Any
 
+import pytest
+
+from kitchen_resources.datasets.rendering import Renderer
+from kitchen_resources.datasets.templating import load_template
+from kitchen_resources.errors import DataError
+from tests.tiny_tokenizers import byte_tokenizer, tokenizer_for, trl_templates
+
 Messages = list[dict[str, Any]]
+
+TEMPLATES = trl_templates()
 
 
 def user(content: str, **more: Any) -> dict[str, Any]:
@@ -43,3 +52,28 @@ CONVERSATIONS: dict[str, Messages] = {
     "thinking": [user("Q1"), assistant("<think>\nT1\n</think>\n\nA1")],
     "spaces": [user("  Q1 \n"), assistant(" A1  "), user("Q2"), assistant("A2")],
 }
+
+
+def renderer(template: str, train_on: str = "all_assistant_messages", tokenizer: Any = None) -> Renderer:
+    tokenizer = tokenizer or byte_tokenizer()
+    return Renderer(tokenizer, train_on=train_on, template=template)
+
+
+def chatml(train_on: str = "all_assistant_messages", tokenizer: Any = None) -> Renderer:
+    tokenizer = tokenizer or byte_tokenizer()
+    return renderer(load_template("chatml", tokenizer) or "", train_on, tokenizer)
+
+
+def shipped(name: str, train_on: str = "all_assistant_messages") -> Renderer:
+    return renderer(TEMPLATES[name], train_on, tokenizer_for(TEMPLATES[name]))
+
+
+def learned(used: Renderer, messages: Any, **more: Any) -> str:
+    return used.conversation(messages, **more).trained_text(used.tokenizer)
+
+
+def reason(used: Renderer, messages: Any, **more: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        used.conversation(messages, **more)
+    assert caught.value.fix
+    return caught.value.what

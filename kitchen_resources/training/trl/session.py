@@ -75,7 +75,7 @@ class TrlSession:
 
     def export(self, checkpoint: LocalCheckpoint, target: Path, *, merged: bool) -> None:
         """See `Session.export`."""
-        export_model(self._job, checkpoint, target, merged=merged)
+        export_model(self._job.base, self._job.serving(), checkpoint, target, merged=merged)
 
     def close(self) -> None:
         """See `Session.close`."""

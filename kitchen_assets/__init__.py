@@ -1,0 +1,37 @@
+"""Crucible Kitchen on Dagster: workflows as assets and jobs, and the Python door.
+
+    import kitchen_assets as kitchen
+
+    result = kitchen.run("supervised", {"model": "path/to/model", "dataset": "rows.jsonl", "epochs": 3})
+    result.model_path, result.evaluation
+"""
+
+from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, StageResult, Workflow, stage
+from kitchen_assets.context import StageContext
+from kitchen_assets.door import describe, recipes, run, validate, workflows
+from kitchen_assets.kitchen import Kitchen
+from kitchen_assets.results import Compared, RunResult
+from kitchen_assets.shelf import export, prune, storage
+
+__all__ = [
+    "CheckOutcome",
+    "Compared",
+    "ExternalStage",
+    "Gate",
+    "Kitchen",
+    "Loop",
+    "RunResult",
+    "Stage",
+    "StageContext",
+    "StageResult",
+    "Workflow",
+    "describe",
+    "export",
+    "prune",
+    "recipes",
+    "run",
+    "stage",
+    "storage",
+    "validate",
+    "workflows",
+]

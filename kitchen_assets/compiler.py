@@ -1,0 +1,283 @@
+"""From workflows and recipes to Dagster definitions."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dagster as dg
+
+from kitchen_assets.beta import code_references, versioned_output
+from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, Workflow
+from kitchen_assets.context import resource_keys
+from kitchen_assets.execution import run_stage
+from kitchen_resources.recipes.recipe import Recipe
+
+
+class RecipeAssets:
+    """The Dagster definitions of one recipe.
+
+    Args:
+        workflow: How it is trained.
+        recipe: What is trained; its definition gives the name.
+        location: Name of the code location, part of names that are shared across an instance.
+        upstream: The recipe whose registered model is the base, or "".
+    """
+
+    def __init__(self, workflow: Workflow, recipe: Recipe, location: str) -> None:
+        self.workflow = workflow
+        self.recipe = recipe
+        self.name = recipe.definition.name
+        self._location = location
+        self._keys = resource_keys(self.name)
+
+    # Definitions.
+
+    def assets(self) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+        """All assets, in the workflow's order."""
+        made: list[dg.AssetsDefinition | dg.AssetSpec] = []
+        before: str | None = None
+        steps = [*self.workflow.stages, *(step for step in self.workflow.promotion if isinstance(step, Stage))]
+        for step in steps:
+            after = step.after if step.after is not None else ((before,) if before else ())
+            made.append(self._asset(step, after))
+            before = step.name
+        return made
+
+    def checks(self) -> list[dg.AssetChecksDefinition]:
+        """The gates of the promotion job."""
+        return [self._gate(step) for step in self.workflow.promotion if isinstance(step, Gate)]
+
+    def jobs(self) -> list[Any]:
+        """The training job, named as the recipe, and the promotion job."""
+        stages = [self.key(step.name) for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        selection = dg.AssetSelection.assets(*stages)
+        gates = [check for definition in self.checks() for check in definition.check_keys]
+        jobs = [
+            dg.define_asset_job(
+                self.name,
+                selection=selection - dg.AssetSelection.checks(*gates) if gates else selection,
+                description=self.recipe.definition.description or self.workflow.description,
+                tags=self._tags("training"),
+            )
+        ]
+        promoted = [self.key(step.name) for step in self.workflow.promotion if isinstance(step, Stage)]
+        if promoted:
+            jobs.append(
+                dg.define_asset_job(
+                    f"{self.name}_promote",
+                    selection=dg.AssetSelection.assets(*promoted) | dg.AssetSelection.checks(*gates),
+                    description=f"Move the alias `production` of {self.name}, if the gate lets it through.",
+                    tags=self._tags("promotion"),
+                )
+            )
+        return jobs
+
+    def schedules(self) -> list[dg.ScheduleDefinition]:
+        """The recipe's own schedule, off until it is switched on."""
+        timetable = self.recipe.definition.schedule
+        if timetable is None:
+            return []
+        return [
+            dg.ScheduleDefinition(
+                name=f"{self.name}_schedule",
+                job_name=self.name,
+                cron_schedule=timetable.cron,
+                execution_timezone=timetable.timezone,
+                default_status=dg.DefaultScheduleStatus.STOPPED,
+                description=f"Launches {self.name} at {timetable.cron} ({timetable.timezone}).",
+            )
+        ]
+
+    def key(self, stage: str) -> dg.AssetKey:
+        """Key of a stage's asset."""
+        return dg.AssetKey([self.name, stage])
+
+    # Assets.
+
+    def _asset(self, step: Stage | ExternalStage | Loop, after: Sequence[str]) -> dg.AssetsDefinition | dg.AssetSpec:
+        if isinstance(step, ExternalStage):
+            return dg.AssetSpec(
+                key=self.key(step.name),
+                deps=[self.key(name) for name in after],
+                description=step.description,
+                group_name=step.group,
+                kinds=set(step.kinds),
+                owners=list(self.recipe.definition.owners),
+                partitions_def=self.checkpoint_partitions(),
+                metadata=self._code_references(None),
+            )
+        return self._loop(step, after) if isinstance(step, Loop) else self._stage(step, after)
+
+    def checkpoint_partitions(self) -> dg.DynamicPartitionsDefinition:
+        """The partitions of the recipe's checkpoints."""
+        return dg.DynamicPartitionsDefinition(name=partitions_name(self._location, self.name))
+
+    def _stage(self, step: Stage, after: Sequence[str]) -> dg.AssetsDefinition:
+        key = self.key(step.name)
+
+        @dg.asset(
+            key=key,
+            deps=[self.key(name) for name in after],
+            description=step.description,
+            group_name=step.group,
+            kinds=set(step.kinds),
+            owners=list(self.recipe.definition.owners),
+            code_version=step.code_version,
+            required_resource_keys=self._keys,
+            metadata=self._code_references(step.execute),
+            check_specs=[dg.AssetCheckSpec(name, asset=key, blocking=True) for name in step.checks],
+        )
+        def compiled(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads a return annotation
+            result = self._run(context, step.name, step.execute)
+            return dg.MaterializeResult(
+                asset_key=key,
+                metadata=dict(result.metadata),
+                data_version=dg.DataVersion(result.data_version),
+                check_results=[_check_result(outcome, key) for outcome in result.checks],
+            )
+
+        return compiled
+
+    def _loop(self, step: Loop, after: Sequence[str]) -> dg.AssetsDefinition:
+        prefix = f"{self.name}__"
+
+        @dg.op(
+            name=f"{prefix}{step.plan.__name__}",
+            ins={name: dg.In(dg.Nothing) for name in after},
+            out={step.turn_name: dg.DynamicOut(int, io_manager_key="epoch_references")},
+            required_resource_keys=self._keys,
+            description=described_op(step.plan),
+        )
+        def plan(context: dg.OpExecutionContext) -> Any:
+            for number in self._run(context, step.plan.__name__, step.plan):
+                yield dg.DynamicOutput(number, mapping_key=f"{step.turn_name}_{number:04d}", output_name=step.turn_name)
+
+        @dg.op(
+            name=f"{prefix}{step.turn.__name__}",
+            out=dg.Out(dg.Any, io_manager_key="epoch_references"),
+            required_resource_keys=self._keys,
+            description=described_op(step.turn),
+        )
+        def turn(context: dg.OpExecutionContext, number: int) -> Any:
+            return self._run(context, step.turn.__name__, lambda kitchen: step.turn(kitchen, number))
+
+        @dg.op(
+            name=f"{prefix}{step.finish.__name__}",
+            out=dg.Out(dg.Nothing),
+            required_resource_keys=self._keys,
+            description=described_op(step.finish),
+        )
+        def finish(context: dg.OpExecutionContext, turns: list[Any]) -> Any:
+            result = self._run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
+            yield versioned_output(result.data_version, result.metadata)
+
+        names = list(after)
+
+        def compose(**ins: Any) -> Any:
+            planned = plan(**ins)
+            return finish(planned.map(turn).collect())
+
+        # Dagster reads the inputs of a graph from the function's signature.
+        compose.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        )
+        compose.__name__ = step.name
+        asset = dg.graph_asset(
+            name=step.name,
+            key_prefix=[self.name],
+            ins={name: dg.AssetIn(key=self.key(name), dagster_type=dg.Nothing) for name in names},
+            description=step.description,
+            group_name=step.group,
+            kinds=set(step.kinds),
+            owners=list(self.recipe.definition.owners),
+            metadata=self._code_references(step.turn),
+        )(compose)
+        return asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version=step.code_version))
+
+    def _gate(self, step: Gate) -> dg.AssetChecksDefinition:
+        key = self.key(step.asset)
+
+        @dg.asset_check(
+            asset=key,
+            name=step.name,
+            blocking=True,
+            description=step.description,
+            required_resource_keys=self._keys,
+        )
+        def decide(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+            outcome = self._run(context, step.name, step.decide)
+            if not outcome.passed:
+                context.log.error(outcome.description)
+            return _check_result(outcome, key)
+
+        return decide
+
+    # Running.
+
+    def _run(self, context: Any, name: str, work: Callable[..., Any]) -> Any:
+        return run_stage(
+            context,
+            self.name,
+            partitions_name(self._location, self.name),
+            self.workflow.name,
+            name,
+            is_last=name == self._last_stage(context),
+            needs_preflight=name not in {step.name for step in self.workflow.promotion},
+            work=work,
+        )
+
+    def _last_stage(self, context: Any) -> str:
+        """The stage with which this run is over: the last of those that it makes."""
+        selected = context.run.asset_selection
+        names = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        if context.run.job_name == f"{self.name}_promote":
+            names = [step.name for step in self.workflow.promotion if isinstance(step, Stage)]
+        made = [name for name in names if selected is None or self.key(name) in selected]
+        return made[-1] if made else ""
+
+    def _tags(self, kind: str) -> dict[str, str]:
+        return {
+            "kitchen/recipe": self.name,
+            "kitchen/workflow": self.workflow.name,
+            "kitchen/kind": kind,
+            # The default backend of this location; a launch that chooses another says so by this tag, on which
+            # the instance's run limits act.
+            **({"kitchen/backend": "trl"} if kind == "training" else {}),
+            # Re-execution starts at the plan, which asks the store what is missing.
+            "dagster/retry_strategy": "ALL_STEPS",
+            **dict(self.recipe.definition.tags),
+        }
+
+    def _code_references(self, function: Callable[..., Any] | None) -> dict[str, Any]:
+        """Where the stage and the recipe are written, as the UI opens them."""
+        places: list[tuple[str, int, str]] = []
+        if function is not None:
+            path = inspect.getsourcefile(function)
+            if path is not None:
+                places.append((path, inspect.getsourcelines(function)[1], "stage"))
+        path, _, line = self.recipe.definition.source.rpartition(":")
+        if path:
+            places.append((path, int(line), f"recipe {self.name}"))
+        return code_references(places)
+
+
+def partitions_name(location: str, recipe_name: str) -> str:
+    """Name of the partitions of a recipe's checkpoints; shared across an instance, so it carries the location's."""
+    return f"{location}__{recipe_name}__checkpoints"
+
+
+def described_op(function: Callable[..., Any]) -> str:
+    """The first paragraph of a function's docstring."""
+    return (inspect.getdoc(function) or "").split("\n\n")[0]
+
+
+def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=outcome.description,
+        metadata=dict(outcome.metadata),
+    )
+

@@ -1,0 +1,198 @@
+"""How a workflow is written: a list of stages, compiled to Dagster assets, graphs and jobs.
+
+    supervised = Workflow(
+        name="supervised",
+        recipe=SupervisedRecipe,
+        stages=[raw, dataset, model, evaluation, registered_model],
+        ...
+    )
+
+A stage is a function from a `StageContext` to a `StageResult`, and becomes an asset named `<recipe>/<stage>`. A loop
+is three functions (which turns, one turn, the end) and becomes a graph asset whose turns are dynamic outputs. No value
+passes between stages through Dagster: what they share they read from the store, by the launch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kitchen_assets.context import StageContext
+from kitchen_resources.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """The outcome of one of a stage's checks.
+
+    Attributes:
+        name: One of the stage's `checks`.
+        passed: Whether it passed; a blocking check that didn't stops what is downstream.
+        description: What was found.
+        metadata: Numbers and tables of it, as Dagster metadata.
+    """
+
+    name: str
+    passed: bool
+    description: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made.
+
+    Attributes:
+        data_version: Content digest: the same content has the same version, and makes nothing downstream stale.
+        metadata: What a person should see, as Dagster metadata.
+        checks: One outcome for each of the stage's checks.
+    """
+
+    data_version: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[CheckOutcome] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a workflow that makes one asset.
+
+    Attributes:
+        name: Name of the asset.
+        execute: Makes it.
+        description: What it is; markdown.
+        group: Noun it belongs to: datasets, training, checkpoints, evaluation, registry.
+        kinds: Up to three labels that the UI shows.
+        code_version: Raised by hand when the same inputs would give another result.
+        checks: Names of its blocking checks.
+        after: Names of the assets it needs; None for the stage before it in the list.
+    """
+
+    name: str
+    execute: Callable[[StageContext], StageResult]
+    description: str
+    group: str
+    kinds: frozenset[str] = frozenset()
+    code_version: str = "1"
+    checks: tuple[str, ...] = ()
+    after: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ExternalStage:
+    """An asset that a loop's turns bring forth while they run, in partitions of its own; nobody materializes it alone.
+
+    Attributes:
+        name: Name of the asset.
+        description: What it is; markdown.
+        group: As in Stage.
+        kinds: As in Stage.
+        after: As in Stage.
+    """
+
+    name: str
+    description: str
+    group: str
+    kinds: frozenset[str] = frozenset()
+    after: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A step of a workflow that makes one asset in turns.
+
+    The turns are siblings to Dagster: they may be retried, reordered or dropped. So a turn must mean "make the result
+    of turn k exist", whatever was done before, and `finish` must make what Dagster never scheduled.
+
+    Attributes:
+        name: Name of the asset.
+        plan: The numbers of the turns that are missing.
+        turn: Makes the result of one turn exist; returns a small JSON value.
+        finish: Makes the rest, and the asset; gets what the turns returned, in no particular order.
+        turn_name: What a turn is called, such as `epoch`.
+        description: As in Stage.
+        group: As in Stage.
+        kinds: As in Stage.
+        code_version: As in Stage.
+        after: As in Stage; an external asset orders nothing, so name what must really come first as well.
+    """
+
+    name: str
+    plan: Callable[[StageContext], Iterable[int]]
+    turn: Callable[[StageContext, int], Any]
+    finish: Callable[[StageContext, list[Any]], StageResult]
+    turn_name: str
+    description: str
+    group: str
+    kinds: frozenset[str] = frozenset()
+    code_version: str = "1"
+    after: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A blocking check on an asset, decided in the promotion job.
+
+    Attributes:
+        name: Name of the check.
+        asset: Name of the asset it is on.
+        decide: Decides it.
+        description: What it asks.
+    """
+
+    name: str
+    asset: str
+    decide: Callable[[StageContext], CheckOutcome]
+    description: str
+
+
+Step = Stage | ExternalStage | Loop
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A way to train, as the list of its stages.
+
+    Attributes:
+        name: Name of the workflow, which recipe files give as `workflow`.
+        recipe: Class of its recipes.
+        description: What it does; markdown.
+        stages: In order; each needs the one before it unless it says otherwise.
+        promotion: The gate and the stages of the job `<recipe>_promote`.
+    """
+
+    name: str
+    recipe: type[Recipe]
+    description: str
+    stages: Sequence[Step]
+    promotion: Sequence[Gate | Stage] = ()
+
+
+def stage(
+    *,
+    group: str,
+    kinds: Iterable[str] = (),
+    code_version: str = "1",
+    checks: Sequence[str] = (),
+    after: Sequence[str] | None = None,
+) -> Callable[[Callable[[StageContext], StageResult]], Stage]:
+    """Make a stage of a function; its name and docstring are the asset's."""
+
+    def make(function: Callable[[StageContext], StageResult]) -> Stage:
+        return Stage(
+            name=function.__name__,
+            execute=function,
+            description=described(function),
+            group=group,
+            kinds=frozenset(kinds),
+            code_version=code_version,
+            checks=tuple(checks),
+            after=None if after is None else tuple(after),
+        )
+
+    return make
+
+
+def described(function: Callable[..., Any]) -> str:
+    """A function's docstring without its indentation."""
+    lines = (function.__doc__ or "").strip().splitlines()
+    return "\n".join([lines[0], *(line.strip() for line in lines[1:])]) if lines else ""

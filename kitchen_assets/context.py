@@ -1,0 +1,90 @@
+"""What a stage is given: the launch, and Dagster's log, tags and events."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from kitchen_resources.launch import Launch
+from kitchen_resources.ports import Ports
+from kitchen_resources.recipes.names import RESOURCE_KEYS
+from kitchen_resources.recipes.recipe import Recipe
+
+
+class StageContext:
+    """The launch of a recipe as its stages see it.
+
+    Attributes:
+        launch: Recipe, ports, and what earlier stages of this launch noted.
+        recipe: What to train.
+        name: Name of the recipe.
+        run_id: This Dagster run.
+    """
+
+    def __init__(self, context: Any, launch: Launch, partitions: str = "") -> None:
+        self.launch = launch
+        self.recipe = launch.recipe
+        self.name = launch.name
+        self.run_id = launch.run_id
+        self._context = context
+        self._partitions = partitions
+
+    def partitions(self) -> str:
+        """Name of the dynamic partitions of the recipe's checkpoints."""
+        return self._partitions
+
+    def say(self, message: str) -> None:
+        """A sentence in the run's log."""
+        self._context.log.info(message)
+
+    def warn(self, message: str) -> None:
+        """A sentence in the run's log that should be seen."""
+        self._context.log.warning(message)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Tag the run."""
+        self._context.instance.add_run_tags(self.run_id, dict(tags))
+
+    def log_event(self, event: dg.AssetMaterialization) -> None:
+        """Report a materialization that happened on the way."""
+        self._context.log_event(event)
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """The Dagster instance."""
+        instance: dg.DagsterInstance = self._context.instance
+        return instance
+
+
+def stage_context(context: Any, recipe_name: str, partitions: str) -> StageContext:
+    """The context of a stage, from a Dagster op or asset context."""
+    run = context.run
+    launch = open_launch(context.resources, recipe_name, run_id=run.run_id, root_id=run.root_run_id or run.run_id)
+    return StageContext(context, launch, partitions)
+
+
+def open_launch(resources: Any, recipe_name: str, *, run_id: str, root_id: str) -> Launch:
+    """A launch of a recipe with Dagster's resources.
+
+    Args:
+        resources: Resources by key, as Dagster gives them.
+        recipe_name: Resource key of the recipe.
+        run_id: The Dagster run.
+        root_id: The run that it re-executes, or itself.
+    """
+    recipe: Recipe = getattr(resources, recipe_name)
+    blobs = resources.blobs.adapter()
+    ports = Ports(
+        trainer=resources.trainer.live(),
+        blobs=blobs,
+        datasets=resources.datasets.adapter(),
+        evaluator=resources.evaluator.adapter(),
+        registry=resources.registry.adapter(blobs),
+        telemetry=resources.telemetry.adapter(),
+    )
+    return Launch(recipe, ports, run_id=run_id, root_id=root_id)
+
+
+def resource_keys(recipe_name: str) -> set[str]:
+    """The resources that a stage of a recipe needs."""
+    return {recipe_name, *RESOURCE_KEYS}

@@ -1,0 +1,235 @@
+"""The Python door: run a workflow from a script or notebook, as Dagster would."""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from kitchen_assets.context import open_launch
+from kitchen_assets.kitchen import Kitchen, built_in, default_resources
+from kitchen_assets.quiet import undisturbed
+from kitchen_assets.results import RunResult, collect
+from kitchen_resources.blobs.resource import default_store, store_is_chosen
+from kitchen_resources.errors import ConfigError, DataError, KitchenError
+from kitchen_resources.launch import Launch
+from kitchen_resources.recipes.names import RESOURCE_KEYS
+from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import field_names
+from kitchen_resources.training.preflight import PreflightReport, preflight
+
+Target = str | Recipe
+
+
+def workflows() -> list[str]:
+    """Names of the workflows."""
+    return sorted(built_in().known_workflows())
+
+
+def recipes() -> list[str]:
+    """Names of the recipes: the built-in ones, and those in `KITCHEN_RECIPES`."""
+    return sorted(built_in().recipes)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a recipe or workflow is: description, stages, ports, and every field with its default.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    kitchen, recipe = _find(name)
+    workflow = kitchen.known_workflows()[recipe.method]
+    fields = type(recipe).model_fields
+    return {
+        "name": recipe.definition.name,
+        "workflow": workflow.name,
+        "description": recipe.definition.description or workflow.description,
+        "stages": [step.name for step in workflow.stages],
+        "promotion": [step.name for step in workflow.promotion],
+        "ports": list(RESOURCE_KEYS),
+        "fields": {
+            field: {"default": getattr(recipe, field), "description": fields[field].description}
+            for field in field_names(type(recipe))
+        },
+    }
+
+
+def validate(
+    target: Target, config: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
+) -> PreflightReport:
+    """Check a launch without starting it: values, backend, model, data, disk.
+
+    Raises:
+        KitchenError: It would be refused; the message says why and what to write instead.
+    """
+    kitchen, recipe, run_config = _prepare(target, config, resources)
+    with _launch(kitchen, recipe, run_config, run_id="validate") as launch:
+        return preflight(launch)
+
+
+def run(
+    target: Target,
+    config: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    dry_run: bool = False,
+    instance: dg.DagsterInstance | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RunResult:
+    """Run a recipe to its registered model, in this process.
+
+    The same call again is a resume: it trains what is missing, and nothing when the recipe is finished. The caller's
+    random states, threads, logging and progress bars are as before when it returns.
+
+    Args:
+        target: Name of a recipe or workflow, or a recipe object.
+        config: The recipe's overrides, flat: `{"epochs": 5}`.
+        resources: Adapters by resource key: an object is bound, a mapping becomes run config, such as
+            `{"trainer": {"backend": {"noop": {}}}}`.
+        dry_run: Only check, as `validate` does.
+        instance: Dagster instance to record the run in; by default that of `DAGSTER_HOME`, else of `./dagster_home`
+            where it holds a dagster.yaml, else one that is forgotten.
+        tags: Further tags of the run.
+
+    Raises:
+        KitchenError: Of the kind that stopped the run.
+    """
+    started = time.monotonic()
+    kitchen, recipe, run_config = _prepare(target, config, resources)
+    name = recipe.definition.name
+    if dry_run:
+        with undisturbed(), _launch(kitchen, recipe, run_config, run_id="dry-run") as launch:
+            return RunResult(notes=tuple(preflight(launch).lines()), duration_s=time.monotonic() - started)
+    if not store_is_chosen() and "blobs" not in (resources or {}):
+        print(f"kitchen: the store is {default_store()}; KITCHEN_STORE names another")  # noqa: T201
+    run_id = str(uuid.uuid4())
+    job = kitchen.definitions().resolve_job_def(name)
+    quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+    with undisturbed(), _instance(instance) as used:
+        try:
+            job.execute_in_process(
+                run_config={**run_config, **quiet}, instance=used, run_id=run_id, tags=dict(tags or {})
+            )
+        except dg.Failure as failure:
+            if isinstance(failure.__cause__, KitchenError):
+                raise failure.__cause__ from None
+            raise
+        except dg.DagsterExecutionStepExecutionError as error:
+            raise _typed(error, used, run_id) from error
+        except Exception as error:
+            found = _failed_checks(used, run_id)
+            if found is not None:
+                raise found from None
+            raise error
+        with _launch(kitchen, recipe, run_config, run_id=run_id) as launch:
+            return collect(launch, time.monotonic() - started)
+
+
+def _typed(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
+    """The kitchen's own error behind one of Dagster's, or Dagster's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KitchenError):
+            return cause
+        cause = cause.__cause__
+    return _failed_checks(instance, run_id) or error
+
+
+def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> DataError | None:
+    """What blocking checks of the run said, as an error; None when all passed."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    said = []
+    for record in records:
+        event = record.event_log_entry.dagster_event
+        if event is not None and not event.asset_check_evaluation_data.passed:
+            evaluation = event.asset_check_evaluation_data
+            said.append(f"{evaluation.check_name}: {evaluation.description}")
+    if not said:
+        return None
+    return DataError(
+        "\n".join(said), where="dataset", fix="correct those rows, or accept them: row_limits: {<finding>: SHARE}"
+    )
+
+
+def _find(target: Target) -> tuple[Kitchen, Recipe]:
+    if isinstance(target, Recipe):
+        name = target.definition.name or target.method
+        kitchen = Kitchen(recipes={name: target})
+        return kitchen, kitchen.bound_recipes()[name]
+    kitchen = built_in()
+    found = kitchen.bound_recipes().get(target)
+    if found is None:
+        raise ConfigError(
+            f"there is no recipe or workflow {target!r}", where="target", fix=f"one of {', '.join(sorted(kitchen.recipes))}"
+        )
+    return kitchen, found
+
+
+def _prepare(
+    target: Target, config: Mapping[str, Any] | None, resources: Mapping[str, Any] | None
+) -> tuple[Kitchen, Recipe, dict[str, Any]]:
+    """The location with objects bound, and the run config of all else."""
+    kitchen, recipe = _find(target)
+    name = recipe.definition.name
+    bound: dict[str, Any] = {}
+    configured: dict[str, Any] = {name: {"config": _recipe_config(config)}} if config else {}
+    for key, value in (resources or {}).items():
+        if key == name:
+            raise ConfigError("the recipe's overrides go into `config`", where=f"resources[{key!r}]", fix="run(target, {…})")
+        if key not in RESOURCE_KEYS:
+            raise ConfigError(
+                f"there is no resource {key!r}", where="resources", fix=f"one of {', '.join(RESOURCE_KEYS)}"
+            )
+        if isinstance(value, Mapping):
+            configured[key] = {"config": dict(value)}
+        else:
+            bound[key] = value
+    kitchen = replace(kitchen, recipes={name: recipe}, resources={**kitchen.resources, **bound})
+    run_config = {"resources": configured} if configured else {}
+    _require_valid(kitchen, name, run_config)
+    return kitchen, recipe, run_config
+
+
+def _recipe_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as Dagster takes them: Python says a share as a number, config as text."""
+    values = dict(config)
+    if isinstance(values.get("held_out"), (int, float)):
+        values["held_out"] = str(values["held_out"])
+    return values
+
+
+def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -> None:
+    try:
+        dg.validate_run_config(kitchen.definitions().resolve_job_def(name), dict(run_config))
+    except dg.DagsterInvalidConfigError as error:
+        lines = [item.message for item in error.errors]
+        raise ConfigError("\n".join(lines), where=f"recipe {name}", fix="docs/recipes.md lists every field") from error
+
+
+@contextmanager
+def _launch(kitchen: Kitchen, recipe: Recipe, run_config: Mapping[str, Any], *, run_id: str) -> Iterator[Launch]:
+    """A launch outside Dagster's execution, with the same resources and config."""
+    name = recipe.definition.name
+    definitions = {**default_resources(), **kitchen.resources, name: recipe}
+    with dg.build_resources(definitions, resource_config=dict(run_config.get("resources", {}))) as resources:
+        yield open_launch(resources, name, run_id=run_id, root_id=run_id)
+
+
+@contextmanager
+def _instance(given: dg.DagsterInstance | None) -> Iterator[dg.DagsterInstance]:
+    if given is not None:
+        yield given
+    elif os.environ.get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    elif Path("dagster_home/dagster.yaml").is_file():
+        with dg.DagsterInstance.from_config(str(Path("dagster_home").resolve())) as instance:
+            yield instance
+    else:
+        with dg.DagsterInstance.ephemeral() as instance:
+            yield instance

@@ -1,0 +1,119 @@
+"""Around every stage: preflight, telemetry, and errors that a person can act on."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import dagster as dg
+
+from kitchen_assets.context import StageContext, stage_context
+from kitchen_resources.errors import KitchenError
+from kitchen_resources.training.preflight import preflight
+
+T = TypeVar("T")
+
+REFUSED = "kitchen/refused"
+ERROR = "kitchen/error"
+MENDABLE = "kitchen/mendable"
+
+
+def run_stage(
+    context: Any,
+    recipe_name: str,
+    partitions: str,
+    workflow: str,
+    stage: str,
+    *,
+    is_last: bool,
+    needs_preflight: bool,
+    work: Callable[[StageContext], T],
+) -> T:
+    """Run one stage of a launch.
+
+    Args:
+        context: Of the Dagster op or asset.
+        recipe_name: Resource key of the recipe.
+        partitions: Name of the dynamic partitions of its checkpoints.
+        workflow: Name of the workflow.
+        stage: Name of the stage.
+        is_last: Whether the run is over when this stage is.
+        needs_preflight: Whether the launch must pass preflight first; a promotion trains nothing.
+        work: The stage.
+
+    Raises:
+        dagster.Failure: With the kitchen's message, caused by the kitchen's error.
+    """
+    try:
+        kitchen = stage_context(context, recipe_name, partitions)
+    except KitchenError as error:
+        context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
+        raise _failure(error) from error
+    with _reported(kitchen, workflow, stage, is_last=is_last):
+        if needs_preflight:
+            _preflight_once(kitchen)
+        return work(kitchen)
+
+
+def _preflight_once(kitchen: StageContext) -> None:
+    """Preflight is the first thing that a run does; the run's later stages find it noted."""
+    noted = kitchen.launch.read("preflight")
+    if noted is not None and noted["run"] == kitchen.run_id:
+        return
+    try:
+        report = preflight(kitchen.launch)
+    except KitchenError as error:
+        kitchen.tag({REFUSED: type(error).__name__})
+        raise
+    for line in report.lines():
+        kitchen.say(line)
+    kitchen.tag({"kitchen/recipe": kitchen.name, "kitchen/backend": report.backend})
+    kitchen.launch.write("preflight", {"run": kitchen.run_id})
+
+
+@contextmanager
+def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool) -> Iterator[None]:
+    telemetry = kitchen.launch.ports.telemetry
+    run: dict[str, Any] = {"recipe": kitchen.name, "run": kitchen.run_id}
+    started = time.time()
+    key = f"launches/{kitchen.run_id}/started"
+    if kitchen.launch.ports.blobs.put_if_absent(key, repr(started).encode()):
+        telemetry.emit("workflow.run.start", {}, {"workflow": workflow, **run})
+    telemetry.emit("stage.run.start", {}, {"stage": stage, **run})
+
+    def stop(error: BaseException | None) -> None:
+        said = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
+        success = error is None
+        about = {"stage": stage, **run}
+        took = {"duration_s": time.time() - started}
+        if error is not None:
+            telemetry.emit("stage.run.exception", took, {**about, **said})
+        telemetry.emit("stage.run.stop", took, {**about, "success": success})
+        if is_last or error is not None:
+            stored = kitchen.launch.ports.blobs.get(key)
+            began = float(stored.data) if stored else started
+            took = {"duration_s": time.time() - began}
+            about = {"workflow": workflow, **run}
+            if error is not None:
+                telemetry.emit("workflow.run.exception", took, {**about, **said})
+            telemetry.emit("workflow.run.stop", took, {**about, "success": success})
+
+    try:
+        yield
+    except KitchenError as error:
+        kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
+        stop(error)
+        raise _failure(error) from error
+    except BaseException as error:
+        stop(error)
+        raise
+    stop(None)
+
+
+def _failure(error: KitchenError) -> dg.Failure:
+    metadata = {"error": type(error).__name__, "what": error.what}
+    if error.where:
+        metadata["where"] = error.where
+    if error.fix:
+        metadata["fix"] = error.fix
+    return dg.Failure(description=f"{type(error).__name__}: {error}", metadata=metadata, allow_retries=False)

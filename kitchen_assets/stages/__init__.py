@@ -1,0 +1,1 @@
+"""The stages that workflows are made of: thin shells over the engine's functions, one module a noun."""

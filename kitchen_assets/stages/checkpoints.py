@@ -1,0 +1,85 @@
+"""Checkpoints as lineage: each published one is at once a materialization of `<recipe>/checkpoints`."""
+
+from typing import Any
+
+import dagster as dg
+
+from kitchen_assets.composition import ExternalStage
+from kitchen_assets.context import StageContext
+from kitchen_assets.tables import loss_plot
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head
+from kitchen_resources.checkpoints.manifest import Manifest
+
+checkpoints = ExternalStage(
+    name="checkpoints",
+    description="The checkpoints of every run of this recipe, by fingerprint and step. Training publishes them while it "
+    "goes; the store says which exist, and this is its picture.",
+    group="checkpoints",
+    kinds=frozenset({"pytorch", "safetensors"}),
+)
+
+
+def partition_key(fingerprint: str, step: int) -> str:
+    """Key of a checkpoint's partition; padded, so that keys sort by step."""
+    return f"{fingerprint[:12]}/{step:09d}"
+
+
+class CheckpointEvents:
+    """Tells Dagster of the run's checkpoints and sentences; the `Observer` of a training run."""
+
+    def __init__(self, kitchen: StageContext) -> None:
+        self._kitchen = kitchen
+
+    def say(self, message: str) -> None:
+        """See `Observer.say`."""
+        self._kitchen.say(message)
+
+    def published(self, entry: CheckpointEntry) -> None:
+        """See `Observer.published`."""
+        self._report(self._kitchen.launch.checkpoints.manifest(entry), entry)
+
+    def reconcile(self, fingerprint: str, head: Head) -> None:
+        """Report the checkpoints that the event log lacks: of a killed process, or of another Dagster instance."""
+        key = dg.AssetKey([self._kitchen.name, "checkpoints"])
+        known = self._kitchen.instance.get_materialized_partitions(key)
+        for entry in head.entries():
+            if partition_key(fingerprint, entry.step) not in known:
+                self._report(self._kitchen.launch.checkpoints.manifest(entry), entry)
+
+    def _report(self, manifest: Manifest, entry: CheckpointEntry) -> None:
+        kitchen = self._kitchen
+        partition = partition_key(manifest.fingerprint, entry.step)
+        partitions = kitchen.partitions()
+        kitchen.instance.add_dynamic_partitions(partitions, [partition])
+        kitchen.log_event(
+            dg.AssetMaterialization(
+                asset_key=[kitchen.name, "checkpoints"],
+                partition=partition,
+                metadata=self._metadata(manifest, entry),
+                tags={"dagster/data_version": entry.state_digest},
+            )
+        )
+
+    def _metadata(self, manifest: Manifest, entry: CheckpointEntry) -> dict[str, Any]:
+        store = self._kitchen.launch.checkpoints
+        metrics = manifest.metrics
+        steps = [(step.global_step, step.loss) for step in store.steps(manifest)]
+        return {
+            "epoch": manifest.epoch,
+            "step": manifest.global_step,
+            "epoch_complete": manifest.epoch_complete,
+            "loss": metrics["loss"],
+            "learning_rate": metrics["learning_rate"],
+            "tokens": int(metrics["tokens"]),
+            "tokens_per_second": metrics["tokens_per_second"],
+            "seconds": metrics["seconds"],
+            "peak_host_memory_bytes": int(metrics.get("peak_host_memory_bytes", 0)),
+            "peak_device_memory_bytes": int(metrics.get("peak_device_memory_bytes", 0)),
+            "bytes": entry.bytes,
+            "state_digest": entry.state_digest,
+            "parent": manifest.parent,
+            "fingerprint": manifest.fingerprint,
+            "uri": f"{store.blobs.uri}/blobs/sha256/{entry.manifest}",
+            "simulated": manifest.simulated,
+            "plot": dg.MetadataValue.md(loss_plot(steps)),
+        }

@@ -1,0 +1,107 @@
+"""Stages of training: the epoch loop, and the model that it makes."""
+
+from typing import Any
+
+import dagster as dg
+
+from kitchen_assets.composition import Loop, StageResult, described
+from kitchen_assets.context import StageContext
+from kitchen_assets.stages.checkpoints import CheckpointEvents
+from kitchen_assets.tables import loss_plot
+from kitchen_resources.registry.port import ModelFiles
+from kitchen_resources.training.exporting import export_checkpoint, files_as_json
+from kitchen_resources.training.port import StepMetrics
+from kitchen_resources.training.run import Finished, TrainingRun
+
+_POINTS = 400
+
+
+def plan_epochs(kitchen: StageContext) -> list[int]:
+    """Work out which epochs are missing in the store; none are when the run is finished."""
+    run = _run(kitchen)
+    planned = run.planned()
+    kitchen.tag({"kitchen/fingerprint": run.fingerprint})
+    for note in planned.notes:
+        kitchen.say(note)
+    return list(planned.missing)
+
+
+def train_epoch(kitchen: StageContext, epoch: int) -> int:
+    """Make the checkpoint of one epoch exist, with its evaluation if due; returns the optimiser steps done."""
+    return _run(kitchen).ensure(epoch)
+
+
+def finish_training(kitchen: StageContext, steps: list[int]) -> StageResult:
+    """Make what is missing, choose the model among the epochs, and export it."""
+    run = _run(kitchen)
+    finished = run.finish()
+    CheckpointEvents(kitchen).reconcile(run.fingerprint, finished.head)
+    model = export_checkpoint(kitchen.launch, run.job(), finished.selected, kitchen.recipe.export)
+    done = sum(steps) + finished.steps_done
+    kitchen.launch.write(
+        "model",
+        {
+            "fingerprint": run.fingerprint,
+            "step": finished.selected.step,
+            "epoch": finished.selected.epoch,
+            "manifest": finished.selected.manifest,
+            "files": files_as_json(model),
+        },
+    )
+    kitchen.launch.write(f"steps-{kitchen.run_id}", {"optimizer_steps": done})
+    return StageResult(data_version=model.digest, metadata=_metadata(kitchen, run, finished, model, done))
+
+
+def _run(kitchen: StageContext) -> TrainingRun:
+    return TrainingRun(kitchen.launch, CheckpointEvents(kitchen))
+
+
+def _metadata(kitchen: StageContext, run: TrainingRun, finished: Finished, model: ModelFiles, done: int) -> dict[str, Any]:
+    selected = finished.selected
+    steps = loss_curve(kitchen, finished)
+    evaluated = run.evaluations.values(finished.head, "held_out/loss")
+    marks = [(run.plan.last_step(epoch), loss) for epoch, loss in sorted(evaluated.items())]
+    recorded = selected.evaluations.get(run.evaluations.key) if run.evaluations.asked else None
+    base = kitchen.launch.base
+    return {
+        "fingerprint": run.fingerprint,
+        "optimizer_steps": done,
+        "epoch": selected.epoch,
+        "step": selected.step,
+        "epochs_made": finished.head.last_epoch(),
+        "ended": finished.head.end.reason if finished.head.end else "",
+        "state_digest": selected.state_digest,
+        "model_digest": model.digest,
+        "model_bytes": sum(file.size for file in model.files.values()),
+        "export": model.kind,
+        "base": f"{base.reference} ({base.digest[:12]})",
+        "simulated": kitchen.launch.simulated,
+        "loss": dg.MetadataValue.md(loss_plot(steps, marks, label="held out")) if steps else "none",
+        "final_loss": steps[-1][1] if steps else None,
+        "metrics": dg.MetadataValue.json(dict(recorded.metrics) if recorded else {}),
+        "identity": dg.MetadataValue.json(dict(run.identity.value)),
+    }
+
+
+def loss_curve(kitchen: StageContext, finished: Finished) -> list[tuple[int, float]]:
+    """Step and loss over all epochs of a run, thinned to a few hundred points."""
+    store = kitchen.launch.checkpoints
+    ends = [entry for entry in finished.head.entries() if entry.epoch_complete]
+    steps: list[StepMetrics] = [step for entry in ends for step in store.steps(store.manifest(entry))]
+    every = max(1, len(steps) // _POINTS)
+    return [(step.global_step, step.loss) for step in steps[::every]]
+
+
+model = Loop(
+    name="model",
+    plan=plan_epochs,
+    turn=train_epoch,
+    finish=finish_training,
+    turn_name="epoch",
+    description=described(finish_training)
+    + "\n\nEach epoch is a step of its own; a run that was interrupted goes on from the last published checkpoint.",
+    group="training",
+    kinds=frozenset({"pytorch", "huggingface"}),
+    # `checkpoints` is external, and Dagster orders nothing through it: training waits for the data itself.
+    after=("dataset", "checkpoints"),
+)

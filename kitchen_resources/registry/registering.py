@@ -1,0 +1,75 @@
+"""From a finished launch to a registered version."""
+
+from typing import Any
+
+from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.errors import RegistryError
+from kitchen_resources.evaluation.final import FinalEvaluation, final_from_json
+from kitchen_resources.launch import Launch
+from kitchen_resources.registry.port import CANDIDATE, ModelVersion, Registration
+from kitchen_resources.training.exporting import files_from_json
+
+
+def register_model(launch: Launch) -> ModelVersion:
+    """Register the model that this launch made, and point `candidate` to it.
+
+    Registering the same model again finds the same version.
+
+    Raises:
+        RegistryError: The launch made no model, or it is simulated.
+    """
+    model, evaluated = launch.read("model"), launch.read("evaluation")
+    where = f"recipe {launch.name}"
+    if model is None or evaluated is None:
+        missing = "model" if model is None else "evaluation"
+        raise RegistryError(f"this launch has no {missing}", where=where, fix=f"materialize {launch.name}/{missing} with it")
+    final = final_from_json(evaluated)
+    if final.fingerprint != model["fingerprint"]:
+        raise RegistryError("model and evaluation are of two runs", where=where, fix=f"run the job {launch.name}")
+    entry = launch.checkpoints.head(model["fingerprint"]).at(model["step"])
+    if entry is None:
+        raise RegistryError("the checkpoint of the model is gone", where=where, fix=f"run the job {launch.name} again")
+    version = launch.ports.registry.register(_registration(launch, model, final, entry))
+    while (at := launch.ports.registry.alias(launch.name, CANDIDATE)) != version.version:
+        launch.ports.registry.move_alias(launch.name, CANDIDATE, version.version, expected=at)
+    return version
+
+
+def _registration(launch: Launch, model: Any, final: FinalEvaluation, entry: CheckpointEntry) -> Registration:
+    manifest = launch.checkpoints.manifest(entry)
+    prepared = launch.prepared
+    return Registration(
+        name=launch.name,
+        fingerprint=model["fingerprint"],
+        step=model["step"],
+        epoch=model["epoch"],
+        state_digest=entry.state_digest,
+        manifest=entry.manifest,
+        model=files_from_json(model["files"]),
+        base=manifest.base,
+        dataset={
+            "digest": prepared.trained.digest,
+            "held_out_digest": prepared.held_out.digest if prepared.held_out else None,
+            "key": prepared.key,
+            "raw": dict(prepared.raw),
+        },
+        metrics=final.trained.as_json()["measures"],
+        base_metrics=final.base.as_json()["measures"],
+        cost=_cost(launch, model["fingerprint"], entry.step),
+        identity=manifest.identity,
+        environment=manifest.environment,
+        launch=launch.run_id,
+    )
+
+
+def _cost(launch: Launch, fingerprint: str, step: int) -> dict[str, float]:
+    """What the training up to a step took, over all its epochs: steps, learned tokens, seconds in steps."""
+    store = launch.checkpoints
+    entries = store.head(fingerprint).entries()
+    ends = [entry for entry in entries if entry.step <= step and (entry.epoch_complete or entry.step == step)]
+    metrics = [store.manifest(entry).metrics for entry in ends]
+    return {
+        "optimizer_steps": float(step),
+        "tokens": sum(m["tokens"] for m in metrics),
+        "seconds": sum(m["seconds"] for m in metrics),
+    }
