@@ -1,9 +1,9 @@
 """Crucible Kitchen on Dagster: workflows as assets and jobs, and the Python door.
 
-    import kitchen_assets as kitchen
+import kitchen_assets as kitchen
 
-    result = kitchen.run("supervised", {"model": "path/to/model", "dataset": "rows.jsonl", "epochs": 3})
-    result.model_path, result.evaluation
+result = kitchen.run("supervised", {"model": "path/to/model", "dataset": "rows.jsonl", "epochs": 3})
+result.model_path, result.evaluation
 """
 
 from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, StageResult, Workflow, stage

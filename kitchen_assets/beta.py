@@ -13,7 +13,9 @@ def code_references(places: Sequence[tuple[str, int, str]]) -> dict[str, Any]:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
-        references = [dg.LocalFileCodeReference(file_path=path, line_number=line, label=label) for path, line, label in places]
+        references = [
+            dg.LocalFileCodeReference(file_path=path, line_number=line, label=label) for path, line, label in places
+        ]
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=list(references))}
 
 

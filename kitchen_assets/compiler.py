@@ -150,7 +150,9 @@ class RecipeAssets:
         )
         def plan(context: dg.OpExecutionContext) -> Any:
             for number in self._run(context, step.plan.__name__, step.plan):
-                yield dg.DynamicOutput(number, mapping_key=f"{step.turn_name}_{number:04d}", output_name=step.turn_name)
+                yield dg.DynamicOutput(
+                    number, mapping_key=f"{step.turn_name}_{number:04d}", output_name=step.turn_name
+                )
 
         @dg.op(
             name=f"{prefix}{step.turn.__name__}",
@@ -280,4 +282,3 @@ def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResul
         description=outcome.description,
         metadata=dict(outcome.metadata),
     )
-

@@ -165,7 +165,9 @@ def _find(target: Target) -> tuple[Kitchen, Recipe]:
     found = kitchen.bound_recipes().get(target)
     if found is None:
         raise ConfigError(
-            f"there is no recipe or workflow {target!r}", where="target", fix=f"one of {', '.join(sorted(kitchen.recipes))}"
+            f"there is no recipe or workflow {target!r}",
+            where="target",
+            fix=f"one of {', '.join(sorted(kitchen.recipes))}",
         )
     return kitchen, found
 
@@ -180,7 +182,9 @@ def _prepare(
     configured: dict[str, Any] = {name: {"config": _recipe_config(config)}} if config else {}
     for key, value in (resources or {}).items():
         if key == name:
-            raise ConfigError("the recipe's overrides go into `config`", where=f"resources[{key!r}]", fix="run(target, {…})")
+            raise ConfigError(
+                "the recipe's overrides go into `config`", where=f"resources[{key!r}]", fix="run(target, {…})"
+            )
         if key not in RESOURCE_KEYS:
             raise ConfigError(
                 f"there is no resource {key!r}", where="resources", fix=f"one of {', '.join(RESOURCE_KEYS)}"
@@ -208,7 +212,9 @@ def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -
         dg.validate_run_config(kitchen.definitions().resolve_job_def(name), dict(run_config))
     except dg.DagsterInvalidConfigError as error:
         lines = [item.message for item in error.errors]
-        raise ConfigError("\n".join(lines), where=f"recipe {name}", fix="docs/recipes.md lists every field") from error
+        raise ConfigError(
+            "\n".join(lines), where=f"recipe {name}", fix="docs/recipes.md lists every field"
+        ) from error
 
 
 @contextmanager

@@ -21,4 +21,6 @@ _base = dg.multi_or_in_process_executor
 )
 def kitchen_executor(init_context: Any) -> Any:
     """Dagster's own executors, with the in-process one as the default."""
-    return _base.executor_creation_fn(init_context)
+    create = _base.executor_creation_fn
+    assert create is not None
+    return create(init_context)

@@ -78,7 +78,9 @@ class Kitchen:
             if recipe.method not in workflows:
                 known = ", ".join(sorted(workflows))
                 raise ConfigError(
-                    f"there is no workflow {recipe.method!r}", where=f"recipe {name}", fix=f"one of {known}, or pass yours"
+                    f"there is no workflow {recipe.method!r}",
+                    where=f"recipe {name}",
+                    fix=f"one of {known}, or pass yours",
                 )
             made.append(RecipeAssets(workflows[recipe.method], recipe, self.name))
         return made

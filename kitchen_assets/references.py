@@ -36,7 +36,9 @@ class EpochReferences(dg.IOManager):
         assert upstream is not None
         stored = self._blobs.get(_key(upstream))
         if stored is None:
-            raise BlobError("the value that a step left for the next one is gone", where=_key(upstream), fix="launch again")
+            raise BlobError(
+                "the value that a step left for the next one is gone", where=_key(upstream), fix="launch again"
+            )
         return json.loads(stored.data)
 
 

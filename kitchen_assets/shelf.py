@@ -115,7 +115,9 @@ def prune(run: str = "", *, keep_last: int = 1, blobs: BlobStore | None = None) 
 def _version(registry: StoreRegistry, name: str, which: str) -> ModelVersion:
     number = int(which) if which.isdigit() else registry.alias(name, which)
     if number is None:
-        raise ConfigError(f"model {name!r} has no alias {which!r}", where="export", fix=f"{name}@candidate, or a number")
+        raise ConfigError(
+            f"model {name!r} has no alias {which!r}", where="export", fix=f"{name}@candidate, or a number"
+        )
     return registry.get(name, number)
 
 
@@ -133,4 +135,3 @@ def _stored_runs(checkpoints: CheckpointStore) -> Iterator[StoredRun]:
             ended=head.end.reason if head.end else "",
             held_by=head.holder.run if head.holder else "",
         )
-

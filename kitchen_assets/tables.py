@@ -29,7 +29,9 @@ def _cell(value: Any) -> str:
     return text
 
 
-def loss_plot(points: Sequence[tuple[int, float]], marks: Sequence[tuple[int, float]] = (), *, label: str = "") -> str:
+def loss_plot(
+    points: Sequence[tuple[int, float]], marks: Sequence[tuple[int, float]] = (), *, label: str = ""
+) -> str:
     """A loss curve as markdown with an embedded PNG of about 10 kB.
 
     Args:

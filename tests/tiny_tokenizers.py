@@ -10,9 +10,7 @@ LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eo
 
 _TOKEN_LIKE = re.compile(r"<\|?[A-Za-z_]+\|?>|<\|\"\|>|<\uff5c[^\uff5c]+\uff5c>|\[gMASK\]|\[/?INST\]")
 # Tags that templates write as text, not as control tokens.
-_TEXT = re.compile(
-    r"</?(tools?|functions?|parameters?|arg_\w+|image|name|description|type|enum|required|SYS)>"
-)
+_TEXT = re.compile(r"</?(tools?|functions?|parameters?|arg_\w+|image|name|description|type|enum|required|SYS)>")
 _ADDED_ONLY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
@@ -75,16 +73,12 @@ def _finish(
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     named = [token for token in (pad, bos, eos) if token is not None]
-    backend.add_special_tokens(
-        [AddedToken(token, special=True) for token in dict.fromkeys([*named, *special])]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys([*named, *special])])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     if add_bos:
         pieces = [(bos, backend.token_to_id(bos))]
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=pieces)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=pad, eos_token=eos, bos_token=bos, **options
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, eos_token=eos, bos_token=bos, **options)
 
 
 def tokens_in(template: str) -> list[str]:

@@ -75,7 +75,9 @@ def _candidate(kitchen: StageContext) -> ModelVersion:
     registry = kitchen.launch.ports.registry
     number = registry.alias(kitchen.name, CANDIDATE)
     if number is None:
-        raise RegistryError("has no candidate", where=f"model {kitchen.name}", fix=f"run the job {kitchen.name} first")
+        raise RegistryError(
+            "has no candidate", where=f"model {kitchen.name}", fix=f"run the job {kitchen.name} first"
+        )
     return registry.get(kitchen.name, number)
 
 

@@ -56,7 +56,9 @@ def _run(kitchen: StageContext) -> TrainingRun:
     return TrainingRun(kitchen.launch, CheckpointEvents(kitchen))
 
 
-def _metadata(kitchen: StageContext, run: TrainingRun, finished: Finished, model: ModelFiles, done: int) -> dict[str, Any]:
+def _metadata(
+    kitchen: StageContext, run: TrainingRun, finished: Finished, model: ModelFiles, done: int
+) -> dict[str, Any]:
     selected = finished.selected
     steps = loss_curve(kitchen, finished)
     evaluated = run.evaluations.values(finished.head, "held_out/loss")

@@ -1,0 +1,1 @@
+"""Blobs: durable objects under keys, on which everything stored is built."""

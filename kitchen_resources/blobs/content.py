@@ -49,9 +49,7 @@ class ContentStore:
         key = content_key(sha256)
         stored = self.blobs.get(key)
         if stored is None:
-            raise CheckpointError(
-                "is missing from the store", where=key, fix="restore it from a backup of the store"
-            )
+            raise CheckpointError("is missing from the store", where=key, fix="restore it from a backup of the store")
         if digest_bytes(stored.data) != sha256:
             raise CheckpointError(
                 "its bytes don't match its name", where=key, fix="restore it from a backup of the store"
@@ -66,9 +64,7 @@ class ContentStore:
         """
         key = content_key(sha256)
         if self.blobs.size(key) is None:
-            raise CheckpointError(
-                "is missing from the store", where=key, fix="restore it from a backup of the store"
-            )
+            raise CheckpointError("is missing from the store", where=key, fix="restore it from a backup of the store")
         self.blobs.get_file(key, path)
         if digest_file(path) != sha256:
             raise CheckpointError(

@@ -1,0 +1,1 @@
+"""Checkpoints: the store, the lease, and what is kept."""

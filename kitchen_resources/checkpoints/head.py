@@ -120,9 +120,7 @@ class Head:
         current = self.at(step)
         if current is None:
             raise CheckpointError(f"run {self.fingerprint[:12]} has no checkpoint at step {step}")
-        changed = tuple(
-            replace(entry, **changes) if entry is current else entry for entry in self.checkpoints
-        )
+        changed = tuple(replace(entry, **changes) if entry is current else entry for entry in self.checkpoints)
         return replace(self, checkpoints=changed)
 
 

@@ -57,6 +57,6 @@ def is_gone(holder: Holder) -> bool:
         return holder.boot.split("/")[0] != _boot().split("/")[0]
     try:
         process = psutil.Process(holder.pid)
-        return process.create_time() != holder.started or process.status() == psutil.STATUS_ZOMBIE
+        return bool(process.create_time() != holder.started or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -11,7 +11,7 @@ runs: the lease of this one is enough, and nothing that another run refers to ca
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,7 @@ class CheckpointStore:
                 raise CheckpointError(f"the bytes of {name} don't match its digest", where=where)
         return _local(target, manifest)
 
-    def resume_point(
-        self, lease: Lease, target: Path, on_damage: Callable[[str], None]
-    ) -> LocalCheckpoint | None:
+    def resume_point(self, lease: Lease, target: Path, on_damage: Callable[[str], None]) -> LocalCheckpoint | None:
         """The newest checkpoint whose payload is present and verifies; damaged ones are quarantined on the way.
 
         Args:
@@ -147,9 +145,7 @@ class CheckpointStore:
 
     # Writing.
 
-    def publish(
-        self, lease: Lease, draft: CheckpointDraft, record: RunRecord, parent: str
-    ) -> CheckpointEntry:
+    def publish(self, lease: Lease, draft: CheckpointDraft, record: RunRecord, parent: str) -> CheckpointEntry:
         """Publish a checkpoint: files, then manifest, then its name in the head, which is the moment it exists.
 
         Args:
@@ -256,7 +252,7 @@ class CheckpointStore:
         if free is not None and free < needed:
             raise DiskFull(
                 f"{_mib(free)} MiB are free, and the next checkpoint needs {_mib(needed)} MiB "
-                f"(3 × {_mib(state_bytes)}: scratch, store, and the copy to resume from)",
+                f"(3 x {_mib(state_bytes)}: scratch, store, and the copy to resume from)",
                 where=self.blobs.uri,
                 fix="free disk space, lower keep_last and keep_best, or point KITCHEN_STORE to a larger disk",
             )

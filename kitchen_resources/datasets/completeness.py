@@ -79,9 +79,7 @@ def check_trained(index: int, message: Message, marked: Marked, end: int) -> Non
     begin = marked.reached[index] if marked.reached[index] <= end else 0
     written = _squeezed(marked.text[begin:end])
     if place.content is None and _squeezed(_content(message)) not in written:
-        raise refuse(
-            index, message, "is trained, and the template leaves a part of its content out", fix=_FIX
-        )
+        raise refuse(index, message, "is trained, and the template leaves a part of its content out", fix=_FIX)
     content = _content(message)
     if "<think>" in content and written.count("<think>") > content.count("<think>"):
         raise refuse(
@@ -95,10 +93,7 @@ def check_trained(index: int, message: Message, marked: Marked, end: int) -> Non
         if isinstance(reasoning, str) and _squeezed(reasoning) not in written:
             raise refuse(index, message, f"is trained, and the template leaves its `{key}` out", fix=_FIX)
     for text in _call_texts(message):
-        if (
-            _squeezed(text) not in written
-            and _squeezed(json.dumps(text, ensure_ascii=False)[1:-1]) not in written
-        ):
+        if _squeezed(text) not in written and _squeezed(json.dumps(text, ensure_ascii=False)[1:-1]) not in written:
             raise refuse(
                 index,
                 message,

@@ -91,9 +91,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, special_tokens: b
     places = output["offset_mapping"]
     starts = [place[0] for place in places]
     if not all(map(le, starts, starts[1:])):
-        raise DataError(
-            "the tokenizer reorders the text, so what is trained can't be told", fix="use another model"
-        )
+        raise DataError("the tokenizer reorders the text, so what is trained can't be told", fix="use another model")
     return Encoded(text, output["input_ids"], starts, [place[1] for place in places])
 
 

@@ -147,9 +147,7 @@ def _parse(text: bytes, place: str, what: str) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{what} is not UTF-8: {error.reason}", where=place, fix="save the file as UTF-8"
-        ) from error
+        raise DataError(f"{what} is not UTF-8: {error.reason}", where=place, fix="save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{what} is not valid JSON: {error.msg} at column {error.colno}",

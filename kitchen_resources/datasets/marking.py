@@ -96,9 +96,7 @@ def mark_conversation(template: ChatTemplate, messages: Sequence[Message], tools
     marked = _render(template, messages, tools, pens, styles, plain.text)
     if marked is None:
         # Rare: a template that strips white space, or looks at the ends of a text or whether it is empty.
-        styles = [
-            _style_of(template, messages, tools, pens, index, plain.text) for index in range(len(messages))
-        ]
+        styles = [_style_of(template, messages, tools, pens, index, plain.text) for index in range(len(messages))]
         marked = _render(template, messages, tools, pens, styles, plain.text)
     if marked is None:
         marked, styles = plain, ["none"] * len(messages)
@@ -115,8 +113,7 @@ def _render(
 ) -> RenderedText | None:
     """The conversation with marked texts; None when the marks change what the template writes."""
     marked = [
-        pens.mark(index, message, style)
-        for index, (message, style) in enumerate(zip(messages, styles, strict=True))
+        pens.mark(index, message, style) for index, (message, style) in enumerate(zip(messages, styles, strict=True))
     ]
     try:
         # role_colon marks the contents of all messages when asked to; others don't read the variable.
@@ -257,10 +254,7 @@ def _read(text: str, marked: RenderedText, pens: _Pens, styles: Sequence[Style])
             )
         )
     edges = sorted(
-        (edge, owner)
-        for owner, place in enumerate(places)
-        for edge in (place.first, place.last)
-        if edge is not None
+        (edge, owner) for owner, place in enumerate(places) for edge in (place.first, place.last) if edge is not None
     )
     reached = accumulate((place.last or 0 for place in places[:-1]), max, initial=0)
     return Marked(text, tuple(places), bool(marked.marks), tuple(edges), tuple(reached))

@@ -8,9 +8,7 @@ from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.datasets.port import PreparedSplit
 
 
-def pack(
-    source: Path, target: Path, content: ContentStore, rows: PreparedSplit, max_length: int
-) -> PreparedSplit:
+def pack(source: Path, target: Path, content: ContentStore, rows: PreparedSplit, max_length: int) -> PreparedSplit:
     """Pack prepared rows by TRL's own best-fit-decreasing, and put them into the store.
 
     TRL drops other columns before it packs, so the row ids travel as a list column as long as the tokens; one id a
@@ -32,14 +30,12 @@ def pack(
     table = pyarrow.parquet.read_table(source, columns=["row_id", "input_ids", "labels"])
     lengths = pyarrow.compute.list_value_length(table["input_ids"])
     ids = pyarrow.array(
-        [[row_id] * length for row_id, length in zip(table["row_id"].to_pylist(), lengths.to_pylist())]
+        [[row_id] * length for row_id, length in zip(table["row_id"].to_pylist(), lengths.to_pylist(), strict=True)]
     )
     unpacked = pyarrow.table({"input_ids": table["input_ids"], "labels": table["labels"], "row_ids": ids})
     packed = pack_dataset(datasets.Dataset(unpacked), max_length, "bfd", {"keep_in_memory": True})
     result = packed.with_format("arrow")[:].select(["input_ids", "labels", "seq_lengths", "row_ids"])
-    result = result.set_column(
-        3, "row_ids", pyarrow.array([_first_of_each(*pair) for pair in _pairs(result)])
-    )
+    result = result.set_column(3, "row_ids", pyarrow.array([_first_of_each(*pair) for pair in _pairs(result)]))
     pyarrow.parquet.write_table(result, target, compression="zstd")
     return PreparedSplit(
         blob=content.put_file(target).sha256,

@@ -129,9 +129,7 @@ def prepare(
         scratch = content.blobs.scratch() / f"prepare-{uuid.uuid4().hex}"
         scratch.mkdir(parents=True)
         try:
-            prepared = _prepare(
-                recipe, raw, renderer, content, key, scratch, conversational, rendering, simulated
-            )
+            prepared = _prepare(recipe, raw, renderer, content, key, scratch, conversational, rendering, simulated)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         content.blobs.put_if_absent(f"prepared/{key}.json", canonical_json(asdict(prepared)))
@@ -142,9 +140,7 @@ def prepare(
 
 def prepared_from_json(value: Mapping[str, Any]) -> PreparedDataset:
     """A prepared data set as stored."""
-    splits = {
-        name: PreparedSplit(**value[name]) if value[name] else None for name in ("train", "held_out", "packs")
-    }
+    splits = {name: PreparedSplit(**value[name]) if value[name] else None for name in ("train", "held_out", "packs")}
     return PreparedDataset(**{**value, **splits, "stop_token_ids": tuple(value["stop_token_ids"])})
 
 
@@ -209,9 +205,7 @@ def _prepare(
             _add_other_held_out(held_out, report, others, set(prompts.tolist()))
     if train.rows == 0:
         report.require(recipe.row_limits, f"dataset {raw.train.reference}")
-        raise DataError(
-            "no training rows are left", where=f"dataset {raw.train.reference}", fix="lower held_out"
-        )
+        raise DataError("no training rows are left", where=f"dataset {raw.train.reference}", fix="lower held_out")
     report.rows_trained, report.rows_held_out = train.rows, held_out.rows
     report.tokens, report.trained_tokens = train.tokens, train.trained_tokens
     for finding in report.findings.values():
@@ -275,16 +269,12 @@ def _find_duplicates(report: RowReport, path: Path, contents: Any) -> None:
     for index, example in enumerate(read_examples(path)):
         key = contents[index].tobytes()
         if repeats[index]:
-            report.findings["duplicates"].add(
-                example.row_id, example.where, f"the same as row {first.get(key, '?')}"
-            )
+            report.findings["duplicates"].add(example.row_id, example.where, f"the same as row {first.get(key, '?')}")
         else:
             first[key] = example.row_id
 
 
-def _add_other_held_out(
-    writer: RowWriter, report: RowReport, others: tuple[Path, Any], trained: set[bytes]
-) -> None:
+def _add_other_held_out(writer: RowWriter, report: RowReport, others: tuple[Path, Any], trained: set[bytes]) -> None:
     path, prompts = others
     for index, example in enumerate(read_examples(path)):
         if prompts[index].tobytes() in trained:

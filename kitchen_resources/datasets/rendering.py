@@ -185,11 +185,7 @@ class Renderer:
         whole = encode(self.tokenizer, prompt + completion)
         border = len(head)
         rest = whole.starts[border:]
-        if (
-            whole.ids[:border] == head
-            and whole.across(len(prompt)) is None
-            and (not rest or rest[0] >= len(prompt))
-        ):
+        if whole.ids[:border] == head and whole.across(len(prompt)) is None and (not rest or rest[0] >= len(prompt)):
             tail = whole.ids[border:]
         else:
             tail = encode(self.tokenizer, completion).ids

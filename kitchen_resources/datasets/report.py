@@ -84,9 +84,7 @@ class RowReport:
             if finding.count and finding.share > limit:
                 said[kind] = (
                     f"{finding.count} of {finding.of} rows ({finding.share:.2%}, limit {limit:.2%}): {KINDS[kind]}. "
-                    + "; ".join(
-                        f"row {row_id} ({where}): {reason}" for row_id, where, reason in finding.examples[:3]
-                    )
+                    + "; ".join(f"row {row_id} ({where}): {reason}" for row_id, where, reason in finding.examples[:3])
                 )
         return said
 

@@ -61,9 +61,7 @@ class RowWriter:
     may be fractional; and for held-out rows prompt_ids and expected (null where a row has no answer to compare).
     """
 
-    def __init__(
-        self, path: Path, recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool
-    ) -> None:
+    def __init__(self, path: Path, recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool) -> None:
         self.path = path
         self.rows = 0
         self.tokens = 0
@@ -107,9 +105,7 @@ class RowWriter:
             self._report.cut_tokens += len(ids) - longest
             ids, weights = ids[:longest], weights[:longest]
         if not any(weights):
-            self._report.findings["untrained"].add(
-                example.row_id, example.where, self._why_untrained(rendered)
-            )
+            self._report.findings["untrained"].add(example.row_id, example.where, self._why_untrained(rendered))
             return
         row: dict[str, Any] = {
             "row_id": example.row_id,

@@ -24,8 +24,7 @@ def column_schema(shape: str) -> list[tuple[str, str, list[str]]]:
     """Name, type and constraints of a shape's columns, for people to see."""
     schema = _schema(shape)
     return [
-        (name, str(column.dtype), [check.error for check in column.checks])
-        for name, column in schema.columns.items()
+        (name, str(column.dtype), [check.error for check in column.checks]) for name, column in schema.columns.items()
     ]
 
 
@@ -71,15 +70,9 @@ def _schema(shape: str) -> Any:
         return pa.DataFrameSchema(
             {
                 "role": column(lambda roles: roles.isin(ROLES), f"its role is none of {', '.join(ROLES)}"),
-                "content": column(
-                    lambda contents: contents.map(_is_text_or_absent), "its content must be text"
-                ),
-                "has_content": column(
-                    lambda flags: flags.astype(bool), "it has neither content nor tool calls"
-                ),
-                "weight": column(
-                    lambda weights: weights.map(_is_weight), "its weight must be a number from 0 to 1"
-                ),
+                "content": column(lambda contents: contents.map(_is_text_or_absent), "its content must be text"),
+                "has_content": column(lambda flags: flags.astype(bool), "it has neither content nor tool calls"),
+                "weight": column(lambda weights: weights.map(_is_weight), "its weight must be a number from 0 to 1"),
             }
         )
     if shape == "prompt_completion":
@@ -94,7 +87,7 @@ def _is_text_or_absent(content: Any) -> bool:
 
 
 def _is_weight(weight: Any) -> bool:
-    return isinstance(weight, (int, float)) and not isinstance(weight, str) and 0 <= weight <= 1
+    return isinstance(weight, (int, float)) and 0 <= weight <= 1
 
 
 def _failures(frame: Any, schema: Any) -> dict[int, str]:

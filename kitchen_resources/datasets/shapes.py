@@ -78,9 +78,7 @@ def shape_of(
     return normalize
 
 
-def _converter(
-    names: set[str], conversational: bool
-) -> "Callable[[RawRow, Mapping[str, Any]], Example] | None":
+def _converter(names: set[str], conversational: bool) -> "Callable[[RawRow, Mapping[str, Any]], Example] | None":
     pairs = _prompt_to_messages if conversational else _prompt_to_text
     if "messages" in names:
         return lambda row, value: _messages(row, value, value.get("messages"))
@@ -99,9 +97,7 @@ def _converter(
     if {"input", "output"} <= names:
         return lambda row, value: pairs(row, value, value.get("input"), value.get("output"))
     if "text" in names:
-        return lambda row, value: Example(
-            row.row_id, row.where, "text", text=_text(value.get("text"), "text")
-        )
+        return lambda row, value: Example(row.row_id, row.where, "text", text=_text(value.get("text"), "text"))
     return None
 
 
@@ -131,9 +127,7 @@ def _sharegpt(row: RawRow, value: Mapping[str, Any]) -> Example:
         messages.append({"role": "system", "content": value["system"]})
     for index, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
-            raise RowProblem(
-                f"turn {index} must be an object with from and value, this is {_described(turn)}"
-            )
+            raise RowProblem(f"turn {index} must be an object with from and value, this is {_described(turn)}")
         if "role" in turn and "from" not in turn:
             messages.append(turn)
             continue
@@ -146,11 +140,7 @@ def _sharegpt(row: RawRow, value: Mapping[str, Any]) -> Example:
 
 def _prompt_to_messages(row: RawRow, value: Mapping[str, Any], prompt: Any, answer: Any) -> Example:
     if _is_messages(prompt):
-        answers = (
-            answer
-            if _is_messages(answer)
-            else [{"role": "assistant", "content": _text(answer, "completion")}]
-        )
+        answers = answer if _is_messages(answer) else [{"role": "assistant", "content": _text(answer, "completion")}]
         return _messages(row, value, [*prompt, *answers])
     messages: list[Mapping[str, Any]] = []
     if isinstance(value.get("system"), str) and value["system"]:
@@ -195,21 +185,16 @@ def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
     content = known.get("content")
     if isinstance(content, (list, tuple)):
         parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-            for part in content
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
         ]
         if not all(isinstance(part, str) for part in parts):
-            raise RowProblem(
-                f"message {index} has a part that is not text; images and audio can't be trained on"
-            )
+            raise RowProblem(f"message {index} has a part that is not text; images and audio can't be trained on")
         known["content"] = "".join(part for part in parts if part is not None)
     return known
 
 
 def _is_messages(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
-    )
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _text(value: Any, name: str) -> str:

@@ -84,11 +84,7 @@ class SourceDatasets:
 
         name = reference.removeprefix(EMBEDDED)
         if name not in embedded.PROCEDURAL or split != "train":
-            what = (
-                f"there is no embedded data set {name!r}"
-                if split == "train"
-                else f"it has no split {split!r}"
-            )
+            what = f"there is no embedded data set {name!r}" if split == "train" else f"it has no split {split!r}"
             raise DataError(
                 what,
                 where=f"dataset {reference!r}",

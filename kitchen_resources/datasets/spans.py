@@ -86,9 +86,7 @@ class SpanFinder:
             raise refuse(index, message, what, fix=_FIX)
         if self._turns.assistant_ends:
             said, end = self._end(index, start, message, marked, encoded)
-        elif (
-            self._turns.stop_string is not None and place.marks and place.marks[-1][1] > (place.last or start)
-        ):
+        elif self._turns.stop_string is not None and place.marks and place.marks[-1][1] > (place.last or start):
             said, end = place.last or start, place.marks[-1][1]
         else:
             what = "ends with no token that a model could learn to stop by, in this template"
@@ -135,9 +133,7 @@ class SpanFinder:
                 agreeing.add(opening)
         return frozenset(agreeing)
 
-    def _refuse_rewritten(
-        self, index: int, messages: Sequence[Message], tools: Messages | None, said: str
-    ) -> None:
+    def _refuse_rewritten(self, index: int, messages: Sequence[Message], tools: Messages | None, said: str) -> None:
         """Refuse a message that is written otherwise later in a conversation than as its last one.
 
         The model would learn in history a form that it never generates. Qwen3's template drops the reasoning
@@ -154,9 +150,7 @@ class SpanFinder:
             )
             raise refuse(index, messages[index], what, fix=_FIX)
 
-    def _end(
-        self, index: int, start: int, message: Message, marked: Marked, encoded: Encoded
-    ) -> tuple[int, int]:
+    def _end(self, index: int, start: int, message: Message, marked: Marked, encoded: Encoded) -> tuple[int, int]:
         """Where the token that ends an assistant's turn begins and ends."""
         place = marked.places[index]
         after = start if place.last is None else max(start, place.last)
@@ -177,9 +171,7 @@ class SpanFinder:
             raise refuse(index, message, what, fix=fix)
         return encoded.starts[token], encoded.ends[token]
 
-    def _other(
-        self, index: int, messages: Sequence[Message], marked: Marked, encoded: Encoded
-    ) -> tuple[int, int]:
+    def _other(self, index: int, messages: Sequence[Message], marked: Marked, encoded: Encoded) -> tuple[int, int]:
         """Content and end of turn of a user, system or tool message."""
         message, place = messages[index], marked.places[index]
         if place.marks:

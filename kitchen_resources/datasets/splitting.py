@@ -31,9 +31,7 @@ def content_key(example: Example) -> bytes:
 def prompt_key(example: Example) -> bytes:
     """16 bytes that two rows share if and only if they ask the same: all before the last assistant's answer."""
     if example.shape == "messages":
-        answers = [
-            index for index, message in enumerate(example.messages) if message.get("role") == "assistant"
-        ]
+        answers = [index for index, message in enumerate(example.messages) if message.get("role") == "assistant"]
         asked = example.messages[: answers[-1]] if answers else example.messages
         return _key(["messages", list(asked), list(example.tools)])
     if example.shape == "prompt_completion":
@@ -70,9 +68,7 @@ def choose_held_out(
     if len(groups) == 1:
         return held_out
     salt = f"held-out/{seed}/".encode()
-    order = sorted(
-        range(len(groups)), key=lambda index: hashlib.sha256(salt + groups[index].tobytes()).digest()
-    )
+    order = sorted(range(len(groups)), key=lambda index: hashlib.sha256(salt + groups[index].tobytes()).digest())
     wanted = max(1, round(share * len(prompts)))
     chosen = numpy.zeros(len(groups), dtype=bool)
     taken = 0
@@ -81,7 +77,7 @@ def choose_held_out(
             break
         chosen[index] = True
         taken += int(sizes[index])
-    return chosen[membership.reshape(-1)]  # type: ignore[no-any-return]
+    return chosen[membership.reshape(-1)]
 
 
 def as_keys(keys: bytes | bytearray) -> "Keys":

@@ -58,9 +58,7 @@ def load_template(chat_template: str | None, tokenizer: "PreTrainedTokenizerBase
     try:
         return Path(chat_template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{chat_template} can't be read: {error}", where="chat_template", fix=_CHOICES
-        ) from error
+        raise ConfigError(f"{chat_template} can't be read: {error}", where="chat_template", fix=_CHOICES) from error
 
 
 def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -94,9 +92,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     # A damaged tokenizer.json fails in the Rust library with a bare Exception, so nothing narrower catches
     # it.
     except Exception as error:
-        raise ConfigError(
-            f"no tokenizer can be loaded from {folder}: {error}", where="model", fix=fix
-        ) from error
+        raise ConfigError(f"no tokenizer can be loaded from {folder}: {error}", where="model", fix=fix) from error
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{type(tokenizer).__name__} doesn't tell where in the text its tokens are",

@@ -31,9 +31,7 @@ _ANSWERS: tuple[Message, ...] = (
     {**_CALLED, "reasoning_content": "zqx5"},
 )
 PROBES = tuple(
-    (*before, answer)
-    for before in ((_ASK, _ANSWER, _ASK_AGAIN), (_ASK, _CALLED, _RESULT))
-    for answer in _ANSWERS
+    (*before, answer) for before in ((_ASK, _ANSWER, _ASK_AGAIN), (_ASK, _CALLED, _RESULT)) for answer in _ANSWERS
 )
 """Conversations that end with an answer or a tool call, after a question or a tool's result."""
 
@@ -73,9 +71,7 @@ class Turns:
 def as_parts(messages: Sequence[Message]) -> list[Message]:
     """The messages with each content as a list of one text part."""
     return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if "content" in message
-        else message
+        {**message, "content": [{"type": "text", "text": message["content"]}]} if "content" in message else message
         for message in messages
     ]
 

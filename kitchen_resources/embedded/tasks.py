@@ -118,9 +118,7 @@ def rows(name: str, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     return distinct_rows(PROCEDURAL[name].draw, PROCEDURAL[name].count, seed=seed)
 
 
-def distinct_rows(
-    draw: Callable[[random.Random], Drawn], count: int, *, seed: int
-) -> Iterator[dict[str, Any]]:
+def distinct_rows(draw: Callable[[random.Random], Drawn], count: int, *, seed: int) -> Iterator[dict[str, Any]]:
     """Draw until there are `count` rows of distinct content.
 
     `draw` uses only `randrange`: integer arithmetic on the Mersenne Twister's words, the same on every

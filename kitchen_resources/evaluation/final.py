@@ -62,7 +62,9 @@ def evaluate_final(launch: Launch) -> FinalEvaluation:
     noted = launch.read("model")
     if noted is None and run.head().last_epoch() < 1:
         raise EvaluationError(
-            "there is no trained model to evaluate", where=f"recipe {launch.name}", fix=f"run the job {launch.name} first"
+            "there is no trained model to evaluate",
+            where=f"recipe {launch.name}",
+            fix=f"run the job {launch.name} first",
         )
     if launch.simulated:
         note = "not measured: the run is simulated"

@@ -130,7 +130,9 @@ def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> tuple[list[Scor
             raise
         except Exception as error:
             raise EvaluationError(
-                f"the scorer {task.scorer} failed: {error!r}", where=question.where, fix="correct the scorer or the row"
+                f"the scorer {task.scorer} failed: {error!r}",
+                where=question.where,
+                fix="correct the scorer or the row",
             ) from error
     return scores, answers
 

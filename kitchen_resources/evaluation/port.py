@@ -142,7 +142,9 @@ def result_from_json(value: Mapping[str, Any]) -> EvaluationResult:
     """A stored result."""
     nan = float("nan")
     measures = {
-        name: Measure(m["value"], m["n"], nan if m["low"] is None else m["low"], nan if m["high"] is None else m["high"])
+        name: Measure(
+            m["value"], m["n"], nan if m["low"] is None else m["low"], nan if m["high"] is None else m["high"]
+        )
         for name, m in value["measures"].items()
     }
     return EvaluationResult(measures, value["samples"], value["note"])

@@ -37,7 +37,9 @@ def find_scorer(name: str) -> Scorer:
     if scorer is None:
         names = ", ".join(sorted({*BUILT_IN, *_registered}))
         raise ConfigError(
-            f"there is no scorer {name!r}", where="evaluations.scorer", fix=f"one of {names}, or register_scorer(…) yours"
+            f"there is no scorer {name!r}",
+            where="evaluations.scorer",
+            fix=f"one of {names}, or register_scorer(…) yours",
         )
     return scorer
 

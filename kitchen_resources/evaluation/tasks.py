@@ -126,10 +126,14 @@ def _other_questions(
     for outcome in normalized_examples(raw, evaluation.columns, None, conversational):
         if not isinstance(outcome, Example):
             row, reason = outcome
-            raise DataError(f"row {row.row_id} ({row.where}): {reason}", where=f"evaluations.{evaluation.name}", fix="correct it")
+            raise DataError(
+                f"row {row.row_id} ({row.where}): {reason}", where=f"evaluations.{evaluation.name}", fix="correct it"
+            )
         prompt_ids, expected = question_of(outcome, renderer)
         if expected is not None:
             questions.append(Question(outcome.where, prompt_ids, expected, renderer.tokenizer.decode(prompt_ids)))
         if evaluation.samples is not None and len(questions) == evaluation.samples:
             break
-    return questions, digest_json({"raw": raw.digest, "columns": evaluation.columns, "rendering": renderer.describe()})
+    return questions, digest_json(
+        {"raw": raw.digest, "columns": evaluation.columns, "rendering": renderer.describe()}
+    )

@@ -59,9 +59,7 @@ def steps_per_epoch(n: int, *, batch_size: int, accumulation: int = 1) -> int:
     return -(-n // _rows_of_step(n, batch_size, accumulation))
 
 
-def total_steps(
-    n: int, *, batch_size: int, accumulation: int = 1, epochs: int, max_steps: int | None = None
-) -> int:
+def total_steps(n: int, *, batch_size: int, accumulation: int = 1, epochs: int, max_steps: int | None = None) -> int:
     """Optimiser steps of a run: all of its epochs, or `max_steps` when that is fewer.
 
     transformers' own `max_steps` also lengthens a run beyond its epochs; this one only shortens it.
@@ -87,9 +85,7 @@ def total_steps(
 
 def _rows_of_step(n: int, batch_size: int, accumulation: int) -> int:
     if n < 1:
-        raise DataError(
-            "there are no rows to train on", where="dataset", fix="see the row report for dropped rows"
-        )
+        raise DataError("there are no rows to train on", where="dataset", fix="see the row report for dropped rows")
     _at_least_one(batch_size, "batch_size")
     _at_least_one(accumulation, "gradient_accumulation_steps")
     return batch_size * accumulation

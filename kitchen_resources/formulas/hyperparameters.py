@@ -156,6 +156,4 @@ def _exponent(model: str) -> float:
 
 def _check_positive(value: float, name: str, example: str) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(
-            f"{value} is not a finite number above 0", where=name, fix=f"write {name}: {example}"
-        )
+        raise ConfigError(f"{value} is not a finite number above 0", where=name, fix=f"write {name}: {example}")

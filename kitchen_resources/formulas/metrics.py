@@ -47,9 +47,7 @@ def bits_per_byte(logprobs: Sequence[float], weights: Sequence[float], n_bytes: 
         EvaluationError: As in `mean_nll`, or `n_bytes` is negative.
     """
     if n_bytes < 0:
-        raise EvaluationError(
-            f"{n_bytes} is below 0", where="n_bytes", fix="count the bytes of the scored text"
-        )
+        raise EvaluationError(f"{n_bytes} is below 0", where="n_bytes", fix="count the bytes of the scored text")
     nll, weight = _weighted_nll(logprobs, weights)
     return nll / (math.log(2.0) * n_bytes) if weight and n_bytes else math.nan
 
@@ -113,9 +111,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
         raise EvaluationError("nothing was scored", where="values", fix="evaluate at least one row")
     for index, value in enumerate(values):
         if not math.isfinite(value):
-            raise EvaluationError(
-                f"{value} is not finite", where=f"values[{index}]", fix="leave out unmeasured rows"
-            )
+            raise EvaluationError(f"{value} is not finite", where=f"values[{index}]", fix="leave out unmeasured rows")
     _check_confidence(confidence)
     if n == 1:
         return math.nan, math.nan
@@ -186,9 +182,7 @@ def _normal_critical(confidence: float) -> float:
 
 def _check_confidence(confidence: float) -> None:
     if not 0.0 < confidence < 1.0:
-        raise ConfigError(
-            f"{confidence} is not between 0 and 1", where="confidence", fix="write confidence: 0.95"
-        )
+        raise ConfigError(f"{confidence} is not between 0 and 1", where="confidence", fix="write confidence: 0.95")
 
 
 def _weighted_nll(logprobs: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:

@@ -68,9 +68,7 @@ def learning_rate(
     return peak * factor + final * (1.0 - factor)
 
 
-def _factor(
-    step: int, schedule: str, total_steps: int, warmup_steps: int, power: float, num_cycles: float
-) -> float:
+def _factor(step: int, schedule: str, total_steps: int, warmup_steps: int, power: float, num_cycles: float) -> float:
     # The order of the operations is that of transformers/optimization.py: another order moves the last bit.
     decay_steps = float(max(1, total_steps - warmup_steps))
     if schedule == "cosine":
@@ -99,9 +97,7 @@ def warmup_steps_from_ratio(ratio: float, total_steps: int) -> int:
         ConfigError: A number is out of its bounds.
     """
     if not 0.0 <= ratio <= 1.0:
-        raise ConfigError(
-            f"{ratio} is not a share from 0 to 1", where="warmup_ratio", fix="write warmup_ratio: 0.1"
-        )
+        raise ConfigError(f"{ratio} is not a share from 0 to 1", where="warmup_ratio", fix="write warmup_ratio: 0.1")
     _check_counts(0, total_steps, 0)
     exact = Decimal(repr(float(ratio))) * total_steps
     return int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP))
@@ -111,9 +107,7 @@ def _check_counts(step: int, total_steps: int, warmup_steps: int) -> None:
     if step < 0:
         raise ConfigError(f"{step} is below 0", where="step", fix="count optimiser steps from 0")
     if total_steps < 1:
-        raise ConfigError(
-            f"{total_steps} is below 1", where="total_steps", fix="plan at least one optimiser step"
-        )
+        raise ConfigError(f"{total_steps} is below 1", where="total_steps", fix="plan at least one optimiser step")
     if not 0 <= warmup_steps <= total_steps:
         raise ConfigError(
             f"{warmup_steps} is not from 0 to the run's {total_steps} steps",
@@ -125,9 +119,7 @@ def _check_counts(step: int, total_steps: int, warmup_steps: int) -> None:
 def _check_rates(peak: float, final: float, power: float, rate: float, num_cycles: float) -> None:
     for name, value in (("learning_rate", peak), ("final", final)):
         if not (math.isfinite(value) and value >= 0.0):
-            raise ConfigError(
-                f"{value} is not a finite number from 0 up", where=name, fix=f"write {name}: 1.0e-4"
-            )
+            raise ConfigError(f"{value} is not a finite number from 0 up", where=name, fix=f"write {name}: 1.0e-4")
     for name, value in (("power", power), ("num_cycles", num_cycles)):
         if not (math.isfinite(value) and value > 0.0):
             raise ConfigError(f"{value} is not a finite number above 0", where=name, fix=f"write {name}: 1.0")

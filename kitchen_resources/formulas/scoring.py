@@ -88,13 +88,9 @@ def regex(prediction: str, expected: str, *, pattern: str | None = None) -> Scor
     wanted = expected if pattern is None else pattern
     where = "expected" if pattern is None else "pattern"
     if not wanted:
-        raise EvaluationError(
-            "the pattern is empty: it is in every text", where=where, fix="write what to look for"
-        )
+        raise EvaluationError("the pattern is empty: it is in every text", where=where, fix="write what to look for")
     try:
-        found = pyarrow.compute.match_substring_regex(
-            pyarrow.scalar(prediction, pyarrow.string()), pattern=wanted
-        )
+        found = pyarrow.compute.match_substring_regex(pyarrow.scalar(prediction, pyarrow.string()), pattern=wanted)
     except ValueError as error:  # ArrowInvalid is one, and so is a text that is not valid Unicode
         raise EvaluationError(
             f"pattern {wanted[:80]!r} can't be used: {error}",

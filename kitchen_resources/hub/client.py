@@ -104,9 +104,7 @@ class HubClient:
         from huggingface_hub import HfApi, RepoFile
 
         api = HfApi(endpoint=self.settings.endpoint, library_name=LIBRARY_NAME)
-        tree = api.list_repo_tree(
-            self.repo.repo_id, repo_type=self.repo.kind, revision=commit, recursive=True
-        )
+        tree = api.list_repo_tree(self.repo.repo_id, repo_type=self.repo.kind, revision=commit, recursive=True)
         return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
 
     def _download(self, commit: str, patterns: list[str], again: bool) -> None:

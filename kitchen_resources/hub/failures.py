@@ -51,9 +51,7 @@ class Failures:
             error = error.__cause__
         if isinstance(error, HfHubHTTPError):
             return self._answered(error)
-        if isinstance(
-            error, (httpx2.HTTPError, OfflineModeIsEnabled, AskedToWait, ConnectionError, TimeoutError)
-        ):
+        if isinstance(error, (httpx2.HTTPError, OfflineModeIsEnabled, AskedToWait, ConnectionError, TimeoutError)):
             return self.unreachable(self._quote(error))
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return DiskFull(

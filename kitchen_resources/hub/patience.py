@@ -52,9 +52,7 @@ def _is_ours(request: "httpx2.Request") -> bool:
 def _bound_timeout(request: "httpx2.Request") -> None:
     timeout = request.extensions.get("timeout", {})
     if _is_ours(request):
-        bounded = {
-            kind: timeout.get(kind) or REQUEST_TIMEOUT_S for kind in ("connect", "read", "write", "pool")
-        }
+        bounded = {kind: timeout.get(kind) or REQUEST_TIMEOUT_S for kind in ("connect", "read", "write", "pool")}
         request.extensions["timeout"] = bounded
 
 

@@ -106,7 +106,9 @@ def _subclass(
             json_schema_extra=field.json_schema_extra,
             validate_default=True,
         )
-    return type(base)(base.__name__, (base,), namespace)
+    return typing.cast(
+        type[BaseModel], types.new_class(base.__name__, (base,), exec_body=lambda body: body.update(namespace))
+    )
 
 
 def _default(annotation: Any, value: Any, where: Where, path: str) -> tuple[Any, Any]:
@@ -134,10 +136,8 @@ def _default(annotation: Any, value: Any, where: Where, path: str) -> tuple[Any,
         raise type_error(error, lambda inner: where(f"{path}.{inner}")) from error
 
 
-def _refuse_unknown_in_list(
-    block: type[dg.Config], items: typing.Sequence[Any], where: Where, path: str
-) -> None:
-    """pydantic would ignore an unknown key of a block in a list."""
+def _refuse_unknown_in_list(block: type[dg.Config], items: typing.Sequence[Any], where: Where, path: str) -> None:
+    """Refuse what pydantic would ignore: an unknown key of a block in a list."""
     for index, item in enumerate(items):
         for name in item if isinstance(item, Mapping) else ():
             if name not in block.model_fields:

@@ -11,9 +11,7 @@ class LoraConfig(dg.Config):
     """Low-rank adaptation (Hu et al. 2021): train a low-rank update and leave the base frozen."""
 
     rank: int = recipe_field(16, "Rank of the update.", moves="weights", minimum=1, maximum=4096)
-    alpha: int = recipe_field(
-        32, "Scale: the update is multiplied by alpha / rank.", moves="weights", minimum=1
-    )
+    alpha: int = recipe_field(32, "Scale: the update is multiplied by alpha / rank.", moves="weights", minimum=1)
     dropout: float = recipe_field(
         0.0, "Dropout on the adapter's input while training.", moves="weights", minimum=0, below=1
     )
@@ -22,9 +20,7 @@ class LoraConfig(dg.Config):
         "Names of the modules to adapt, or [all-linear]: every linear layer but the output head.",
         moves="weights",
     )
-    rslora: bool = recipe_field(
-        False, "Scale by alpha / sqrt(rank) instead (rank-stabilised).", moves="weights"
-    )
+    rslora: bool = recipe_field(False, "Scale by alpha / sqrt(rank) instead (rank-stabilised).", moves="weights")
 
 
 class EvaluationConfig(dg.Config):

@@ -41,7 +41,7 @@ class FieldFacts:
 
     def violated_bound(self, value: float) -> str | None:
         """The bound that a number violates, in words; None when it is within all of them."""
-        if not value == value or value in (float("inf"), float("-inf")):
+        if value != value or value in (float("inf"), float("-inf")):
             return "must be a finite number"
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum:g}"

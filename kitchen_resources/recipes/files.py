@@ -30,9 +30,7 @@ def recipe_folder() -> Path | None:
     if folder.is_dir():
         return folder
     if named:
-        raise ConfigError(
-            f"{named!r} is not a folder", where="KITCHEN_RECIPES", fix=f"mkdir -p {named}, or unset it"
-        )
+        raise ConfigError(f"{named!r} is not a folder", where="KITCHEN_RECIPES", fix=f"mkdir -p {named}, or unset it")
     return None
 
 
@@ -108,7 +106,7 @@ def _recipe_class(
     values: Mapping[str, Any], methods: Mapping[str, type[Recipe]], where: Any, path: Path
 ) -> type[Recipe]:
     workflow = values.get("workflow")
-    if workflow not in methods:
+    if not isinstance(workflow, str) or workflow not in methods:
         said = "no `workflow` is named" if workflow is None else f"there is no workflow {workflow!r}"
         raise ConfigError(said, where=where("workflow"), fix=f"workflow: one of {', '.join(sorted(methods))}")
     return methods[workflow]
@@ -118,11 +116,7 @@ def _timetable(value: Any, where: Any) -> Timetable | None:
     if value is None:
         return None
     example = 'schedule: {cron: "0 3 * * *", timezone: Europe/Berlin}'
-    if (
-        not isinstance(value, Mapping)
-        or not isinstance(value.get("cron"), str)
-        or set(value) - {"cron", "timezone"}
-    ):
+    if not isinstance(value, Mapping) or not isinstance(value.get("cron"), str) or set(value) - {"cron", "timezone"}:
         raise ConfigError(f"{value!r} is not a schedule", where=where("schedule"), fix=example)
     return Timetable(cron=value["cron"], timezone=str(value.get("timezone", "UTC")))
 
@@ -137,17 +131,13 @@ def _text(values: Mapping[str, Any], key: str, where: Any) -> str:
 def _texts(values: Mapping[str, Any], key: str, where: Any) -> list[str]:
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(
-            f"must be a list of texts, got {value!r}", where=where(key), fix=f'{key}: ["team:models"]'
-        )
+        raise ConfigError(f"must be a list of texts, got {value!r}", where=where(key), fix=f'{key}: ["team:models"]')
     return value
 
 
 def _tags(values: Mapping[str, Any], where: Any) -> dict[str, str]:
     value = values.get("tags", {})
-    if not isinstance(value, Mapping) or not all(
-        isinstance(item, str) for pair in value.items() for item in pair
-    ):
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
         raise ConfigError(
             f"must map texts to texts, got {value!r}", where=where("tags"), fix='tags: {team: "models"}'
         )
@@ -158,9 +148,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which 2e-4 is a number, as everyone but YAML 1.1 reads it."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 for _first in "-+0123456789.":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(
         0, ("tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"))

@@ -16,9 +16,7 @@ IDENTITY_VERSION = 1
 
 # Fields whose resolved form enters the identity instead of what was written: `precision: auto` and `fp32` are one run
 # where auto comes to fp32, and so are `warmup_ratio: 0.1` and the steps it comes to.
-_RESOLVED = frozenset(
-    {"precision", "attention", "optimizer", "epochs", "max_steps", "warmup_ratio", "warmup_steps"}
-)
+_RESOLVED = frozenset({"precision", "attention", "optimizer", "epochs", "max_steps", "warmup_ratio", "warmup_steps"})
 _SCHEDULE_FIELDS = {"lr_power": ("polynomial",), "lr_decay_rate": ("exponential",), "lr_cycles": ("cosine",)}
 _SCHEDULES_WITH_FINAL = ("linear", "cosine", "polynomial")
 
@@ -92,10 +90,7 @@ def identify(
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What moved between two identities (or environments), field by field: `learning_rate: 0.0002 -> 0.0001`."""
-    return [
-        f"{path}: {_shown(before)} -> {_shown(after)}"
-        for path, before, after in _walk("", old, new)
-    ]
+    return [f"{path}: {_shown(before)} -> {_shown(after)}" for path, before, after in _walk("", old, new)]
 
 
 def _weight_moving_fields(recipe: Recipe) -> dict[str, Any]:

@@ -25,7 +25,5 @@ def check_name(name: str, *, where: str) -> str:
             fix=f"name: {re.sub('[^a-z0-9_]+', '_', name.lower()).lstrip('_0123456789') or 'my_recipe'}",
         )
     if name in RESERVED:
-        raise ConfigError(
-            f"{name!r} is the key of a resource", where=where, fix="give the recipe another name"
-        )
+        raise ConfigError(f"{name!r} is the key of a resource", where=where, fix="give the recipe another name")
     return name

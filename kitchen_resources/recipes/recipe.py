@@ -96,9 +96,7 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
 
     # How long, and in what steps.
-    epochs: int = recipe_field(
-        3, "Passes over the training rows.", moves="weights", minimum=1, maximum=100_000
-    )
+    epochs: int = recipe_field(3, "Passes over the training rows.", moves="weights", minimum=1, maximum=100_000)
     max_steps: Optional[int] = recipe_field(
         None,
         "Stop after this many optimiser steps, if that is sooner; null for no limit.",
@@ -117,9 +115,7 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     learning_rate: float = recipe_field(
         2.0e-5, "Peak learning rate. In YAML write 2.0e-4: 2e-4 is read as text.", moves="weights", minimum=0
     )
-    lr_schedule: Schedule = recipe_field(
-        "linear", "Shape of the learning rate after warm-up.", moves="weights"
-    )
+    lr_schedule: Schedule = recipe_field("linear", "Shape of the learning rate after warm-up.", moves="weights")
     lr_final: float = recipe_field(
         0.0, "Learning rate at the last step (linear, cosine, polynomial).", moves="weights", minimum=0
     )
@@ -145,12 +141,8 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     weight_decay: float = recipe_field(0.0, "Decoupled weight decay.", moves="weights", minimum=0)
     adam_beta1: float = recipe_field(0.9, "Decay of the first moment.", moves="weights", minimum=0, below=1)
-    adam_beta2: float = recipe_field(
-        0.999, "Decay of the second moment.", moves="weights", minimum=0, below=1
-    )
-    adam_eps: float = recipe_field(
-        1.0e-8, "Added to the root of the second moment.", moves="weights", above=0
-    )
+    adam_beta2: float = recipe_field(0.999, "Decay of the second moment.", moves="weights", minimum=0, below=1)
+    adam_eps: float = recipe_field(1.0e-8, "Added to the root of the second moment.", moves="weights", above=0)
     max_grad_norm: float = recipe_field(
         1.0, "Gradients are scaled down to this norm; 0 for never.", moves="weights", minimum=0
     )
@@ -198,9 +190,7 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         None, "Also save every so many minutes.", moves="nothing", above=0
     )
     keep_last: int = recipe_field(2, "Newest checkpoints kept whole.", moves="nothing", minimum=1)
-    keep_best: int = recipe_field(
-        1, "Best checkpoints by `select_metric` kept whole.", moves="nothing", minimum=0
-    )
+    keep_best: int = recipe_field(1, "Best checkpoints by `select_metric` kept whole.", moves="nothing", minimum=0)
     eval_every: int = recipe_field(
         1, "Evaluate after every so many epochs; 0 for only the final model.", moves="nothing", minimum=0
     )

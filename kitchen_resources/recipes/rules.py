@@ -93,7 +93,11 @@ def _selection(recipe: Recipe) -> Iterator[Problem]:
     known = set(measured_metrics(recipe))
     uses = recipe.select == "best" or recipe.early_stop_patience is not None
     if uses and metric not in known:
-        yield "select_metric", f"{metric!r} is never measured", f"one of {', '.join(sorted(known)) or 'none; hold rows out'}"
+        yield (
+            "select_metric",
+            f"{metric!r} is never measured",
+            f"one of {', '.join(sorted(known)) or 'none; hold rows out'}",
+        )
     if uses and recipe.eval_every == 0:
         field = "select" if recipe.select == "best" else "early_stop_patience"
         yield field, "needs evaluations during training, and eval_every is 0", "eval_every: 1"

@@ -1,0 +1,1 @@
+"""The registry: immutable model versions, aliases, and the rule for promotion."""

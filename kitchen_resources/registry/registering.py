@@ -22,13 +22,17 @@ def register_model(launch: Launch) -> ModelVersion:
     where = f"recipe {launch.name}"
     if model is None or evaluated is None:
         missing = "model" if model is None else "evaluation"
-        raise RegistryError(f"this launch has no {missing}", where=where, fix=f"materialize {launch.name}/{missing} with it")
+        raise RegistryError(
+            f"this launch has no {missing}", where=where, fix=f"materialize {launch.name}/{missing} with it"
+        )
     final = final_from_json(evaluated)
     if final.fingerprint != model["fingerprint"]:
         raise RegistryError("model and evaluation are of two runs", where=where, fix=f"run the job {launch.name}")
     entry = launch.checkpoints.head(model["fingerprint"]).at(model["step"])
     if entry is None:
-        raise RegistryError("the checkpoint of the model is gone", where=where, fix=f"run the job {launch.name} again")
+        raise RegistryError(
+            "the checkpoint of the model is gone", where=where, fix=f"run the job {launch.name} again"
+        )
     version = launch.ports.registry.register(_registration(launch, model, final, entry))
     while (at := launch.ports.registry.alias(launch.name, CANDIDATE)) != version.version:
         launch.ports.registry.move_alias(launch.name, CANDIDATE, version.version, expected=at)

@@ -1,7 +1,7 @@
 """The registry in the blob store.
 
-    registry/<name>/versions/<number>.json    created once, never changed
-    registry/<name>/aliases.json              alias -> version; moved by compare-and-swap
+registry/<name>/versions/<number>.json    created once, never changed
+registry/<name>/aliases.json              alias -> version; moved by compare-and-swap
 """
 
 import json
@@ -44,7 +44,9 @@ class StoreRegistry:
         stored = self._blobs.get(key)
         if stored is None:
             known = ", ".join(str(item.version) for item in self.versions(name)) or "none"
-            raise RegistryError(f"has no version {version}", where=f"model {name}", fix=f"registered versions: {known}")
+            raise RegistryError(
+                f"has no version {version}", where=f"model {name}", fix=f"registered versions: {known}"
+            )
         return _decode(stored.data, key)
 
     def versions(self, name: str) -> Sequence[ModelVersion]:
@@ -108,7 +110,9 @@ class NoopRegistry:
         """See `ModelRegistry.get`."""
         known = self._versions.get(name, [])
         if not 1 <= version <= len(known):
-            raise RegistryError(f"has no version {version}", where=f"model {name}", fix=f"it has {len(known)} versions")
+            raise RegistryError(
+                f"has no version {version}", where=f"model {name}", fix=f"it has {len(known)} versions"
+            )
         return known[version - 1]
 
     def versions(self, name: str) -> Sequence[ModelVersion]:
@@ -124,7 +128,9 @@ class NoopRegistry:
         self.get(name, version)
         current = self._alias.get((name, alias))
         if current not in (expected, version):
-            raise RegistryError(f"alias {alias!r} points to version {current}, and {expected} was expected", where=f"model {name}")
+            raise RegistryError(
+                f"alias {alias!r} points to version {current}, and {expected} was expected", where=f"model {name}"
+            )
         self._alias[(name, alias)] = version
 
     def protected_manifests(self) -> set[str]:
@@ -147,7 +153,9 @@ def _decode(data: bytes, key: str) -> ModelVersion:
         files = {name: StoredFile(**file) for name, file in model["files"].items()}
         return ModelVersion(model=ModelFiles(files, model["kind"], model["digest"]), **value)
     except (ValueError, TypeError, KeyError) as error:
-        raise RegistryError(f"is not a model version: {error!r}", where=key, fix="restore it from a backup") from error
+        raise RegistryError(
+            f"is not a model version: {error!r}", where=key, fix="restore it from a backup"
+        ) from error
 
 
 def _version_key(name: str, version: int) -> str:

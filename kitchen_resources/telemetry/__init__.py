@@ -1,0 +1,1 @@
+"""Telemetry: events, and the handlers that take them somewhere."""

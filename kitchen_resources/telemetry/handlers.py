@@ -24,7 +24,7 @@ class ConsoleHandler:
         """See `Handler.handle`."""
         line = self._line(event)
         if line is not None:
-            print(line, file=self._stream or sys.stderr, flush=True)  # noqa: T201
+            print(line, file=self._stream or sys.stderr, flush=True)
 
     def close(self) -> None:
         """See `Handler.close`."""

@@ -41,7 +41,11 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("bytes", "duration_s"),
         ("recipe", "fingerprint", "epoch", "step", "state_digest"),
     ),
-    "training.eval": ("A checkpoint was evaluated.", ("<evaluation>/<metric>",), ("recipe", "fingerprint", "epoch", "step")),
+    "training.eval": (
+        "A checkpoint was evaluated.",
+        ("<evaluation>/<metric>",),
+        ("recipe", "fingerprint", "epoch", "step"),
+    ),
     "eval.complete": ("The final model was evaluated.", ("<evaluation>/<metric>",), ("recipe", "fingerprint")),
     "model.registered": ("A version was registered.", ("count",), ("recipe", "name", "version")),
 }

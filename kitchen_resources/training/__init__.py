@@ -1,0 +1,1 @@
+"""Training: the port, its adapters, and the run that makes epochs exist."""

@@ -46,7 +46,9 @@ def resolve_base(reference: str, cache: Path) -> BaseModel:
     """
     digests = FileDigests(cache / "file-digests.json")
     if not reference:
-        raise ConfigError("no base model is named", where="model", fix="model: a local folder, a hub id, or embedded:tiny")
+        raise ConfigError(
+            "no base model is named", where="model", fix="model: a local folder, a hub id, or embedded:tiny"
+        )
     if reference.startswith(EMBEDDED):
         return _of_folder(reference, _embedded(reference, cache), digests)
     folder = Path(reference).expanduser()
@@ -62,7 +64,9 @@ def simulated_base(reference: str) -> BaseModel:
 
 def tokenizer_digest(base: BaseModel) -> str:
     """Digest of the files that decide how text becomes tokens."""
-    return digest_json({name: sha for name, sha in base.files.items() if name in TOKENIZER_NAMES or name.endswith(".model")})
+    return digest_json(
+        {name: sha for name, sha in base.files.items() if name in TOKENIZER_NAMES or name.endswith(".model")}
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -74,9 +78,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError("has no config.json", where=f"model {folder}", fix="name a folder that save_pretrained wrote") from error
+        raise ConfigError(
+            "has no config.json", where=f"model {folder}", fix="name a folder that save_pretrained wrote"
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"its config.json is not JSON: {error}", where=f"model {folder}", fix="save it again") from error
+        raise ConfigError(
+            f"its config.json is not JSON: {error}", where=f"model {folder}", fix="save it again"
+        ) from error
     if not isinstance(config, dict):
         raise ConfigError("its config.json is not an object", where=f"model {folder}", fix="save it again")
     return config
@@ -96,7 +104,9 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
             header: Mapping[str, Any] = json.loads(stream.read(length))
         return {name: item["shape"] for name, item in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"is not a safetensors file: {error}", where=str(path), fix="save or download it again") from error
+        raise ConfigError(
+            f"is not a safetensors file: {error}", where=str(path), fix="save or download it again"
+        ) from error
 
 
 def _embedded(reference: str, cache: Path) -> Path:
@@ -125,12 +135,12 @@ def _of_hub(reference: str, digests: FileDigests) -> BaseModel:
     return _of_folder(reference, snapshot.folder, digests, revision=snapshot.commit, note=snapshot.note)
 
 
-def _of_folder(reference: str, folder: Path, digests: FileDigests, *, revision: str = "", note: str = "") -> BaseModel:
+def _of_folder(
+    reference: str, folder: Path, digests: FileDigests, *, revision: str = "", note: str = ""
+) -> BaseModel:
     where = f"model {reference!r}"
     _require_whole_model(folder, where)
-    names = sorted(
-        path.name for path in folder.iterdir() if path.name in _NAMES or path.name.endswith(_SUFFIXES)
-    )
+    names = sorted(path.name for path in folder.iterdir() if path.name in _NAMES or path.name.endswith(_SUFFIXES))
     weights = _weight_files(folder, where)
     shapes = {name: shape for path in weights for name, shape in safetensors_shapes(path).items()}
     files = {name: digests(folder / name) for name in names}

@@ -35,7 +35,13 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
     """
     template = job.data.extra.get("chat_template")
     asked = digest_json(
-        {"version": EXPORT_VERSION, "state": entry.state_digest, "kind": kind, "base": job.base.digest, "template": template}
+        {
+            "version": EXPORT_VERSION,
+            "state": entry.state_digest,
+            "kind": kind,
+            "base": job.base.digest,
+            "template": template,
+        }
     )
     key = f"models/{asked}.json"
     stored = launch.ports.blobs.get(key)
@@ -52,7 +58,9 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
         files = _store_folder(launch.content, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    model = ModelFiles(files=files, kind=kind, digest=digest_json({name: file.sha256 for name, file in files.items()}))
+    model = ModelFiles(
+        files=files, kind=kind, digest=digest_json({name: file.sha256 for name, file in files.items()})
+    )
     launch.ports.blobs.put_if_absent(key, canonical_json(files_as_json(model)))
     return model
 

@@ -130,7 +130,9 @@ class NoopSession:
         )
         noise = int(state[:4], 16) / 0xFFFF
         loss = 5.0 * (1 - step / (plan.total_steps + 1)) + 0.1 * noise
-        return StepMetrics(epoch, step, plan.total_steps, loss, rate, 1.0 + noise, tokens, 0.001, 0, 0, {"simulated": 1.0})
+        return StepMetrics(
+            epoch, step, plan.total_steps, loss, rate, 1.0 + noise, tokens, 0.001, 0, 0, {"simulated": 1.0}
+        )
 
     def _draft(
         self, epoch: int, step: int, state: str, rows: list[list[int]], steps: list[StepMetrics]
@@ -191,10 +193,10 @@ class NoopTrainingClient:
     ) -> "Future[ForwardBackwardResult]":
         """See `TrainingClient.forward_backward`."""
         logprobs = [self._logprobs(datum.model_input.tokens) for datum in data]
-        weights = [datum.loss_fn_inputs.get("weights", [1.0] * len(lp)) for datum, lp in zip(data, logprobs, strict=True)]
-        loss = -sum(
-            lp * w for row, ws in zip(logprobs, weights, strict=True) for lp, w in zip(row, ws, strict=True)
-        )
+        weights = [
+            datum.loss_fn_inputs.get("weights", [1.0] * len(lp)) for datum, lp in zip(data, logprobs, strict=True)
+        ]
+        loss = -sum(lp * w for row, ws in zip(logprobs, weights, strict=True) for lp, w in zip(row, ws, strict=True))
         return _done(ForwardBackwardResult({"loss:sum": loss, "simulated": 1.0}, logprobs))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> "Future[ForwardBackwardResult]":
@@ -211,7 +213,10 @@ class NoopTrainingClient:
 
     def sample(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> "Future[list[SampledSequence]]":
         """See `TrainingClient.sample`."""
-        tokens = [int(digest_bytes(f"{self._state}{params.seed}{i}".encode())[:4], 16) % 256 for i in range(params.max_tokens)]
+        tokens = [
+            int(digest_bytes(f"{self._state}{params.seed}{i}".encode())[:4], 16) % 256
+            for i in range(params.max_tokens)
+        ]
         sequence = SampledSequence(tokens, [-1.0] * len(tokens), "length")
         return _done([sequence] * num_samples)
 
@@ -235,7 +240,9 @@ class NoopTrainingClient:
         """See `TrainingClient.close`."""
 
     def _logprobs(self, tokens: Sequence[int]) -> list[float]:
-        return [-1.0 - int(digest_bytes(f"{self._state}{t}{i}".encode())[:4], 16) / 0xFFFF for i, t in enumerate(tokens)]
+        return [
+            -1.0 - int(digest_bytes(f"{self._state}{t}{i}".encode())[:4], 16) / 0xFFFF for i, t in enumerate(tokens)
+        ]
 
 
 def _done(value: Any) -> "Future[Any]":

@@ -46,9 +46,7 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
         raise DataError(
             "no training rows are left", where="dataset", fix="see the row report for why rows were dropped"
         )
-    per_epoch = steps_per_epoch(
-        rows, batch_size=recipe.batch_size, accumulation=recipe.gradient_accumulation_steps
-    )
+    per_epoch = steps_per_epoch(rows, batch_size=recipe.batch_size, accumulation=recipe.gradient_accumulation_steps)
     total = total_steps(
         rows,
         batch_size=recipe.batch_size,

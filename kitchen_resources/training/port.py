@@ -377,12 +377,10 @@ class TrainingClient(Protocol):
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> "Future[ForwardBackwardResult]":
-        """Add the gradients of a batch: `cross_entropy`, `importance_sampling`, `ppo` …"""
+        """Add the gradients of a batch under a named loss: `cross_entropy`, `importance_sampling`, `ppo`."""
         ...
 
-    def forward_backward_custom(
-        self, data: Sequence[Datum], loss_fn: CustomLoss
-    ) -> "Future[ForwardBackwardResult]":
+    def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> "Future[ForwardBackwardResult]":
         """Add the gradients of a loss given as a function of target log-probabilities."""
         ...
 
@@ -390,9 +388,7 @@ class TrainingClient(Protocol):
         """Apply the gradients added so far, and clear them."""
         ...
 
-    def sample(
-        self, prompt: ModelInput, num_samples: int, params: SamplingParams
-    ) -> "Future[list[SampledSequence]]":
+    def sample(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> "Future[list[SampledSequence]]":
         """Sample from the current weights."""
         ...
 

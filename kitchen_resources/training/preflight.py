@@ -59,7 +59,9 @@ def preflight(launch: Launch) -> PreflightReport:
     adapter = launch.ports.trainer.adapter
     capabilities = adapter.capabilities()
     _require_capable(recipe, capabilities)
-    refuse([(line.split(":")[0], line.partition(": ")[2], "see docs/recipes.md") for line in adapter.check(recipe)], name)
+    refuse(
+        [(line.split(":")[0], line.partition(": ")[2], "see docs/recipes.md") for line in adapter.check(recipe)], name
+    )
     base = launch.base
     _require_readable(launch)
     resolution = launch.resolution
@@ -87,7 +89,9 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
     backend = f"backend {capabilities.backend}"
     if recipe.method not in capabilities.methods:
         methods = ", ".join(sorted(capabilities.methods))
-        raise CapabilityError(f"doesn't train {recipe.method}", where=backend, fix=f"it trains {methods}; choose another backend")
+        raise CapabilityError(
+            f"doesn't train {recipe.method}", where=backend, fix=f"it trains {methods}; choose another backend"
+        )
     steps = recipe.checkpoint_steps is not None or recipe.checkpoint_minutes is not None
     if steps and recipe.method not in capabilities.step_checkpoints:
         raise CapabilityError(

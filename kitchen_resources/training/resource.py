@@ -29,7 +29,9 @@ class TrlBackend(dg.Config):
         from kitchen_resources.training.trl.backend import TrlTrainer
 
         if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"must be at least 1, got {self.threads}", where="trainer.backend.trl.threads", fix="threads: 1")
+            raise ConfigError(
+                f"must be at least 1, got {self.threads}", where="trainer.backend.trl.threads", fix="threads: 1"
+            )
         return TrlTrainer(device=self.device, threads=self.threads)
 
 

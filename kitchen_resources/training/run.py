@@ -247,7 +247,12 @@ class TrainingRun:
         """Where to go on: what was just published here, else the newest sound checkpoint, else the start."""
         last = self._launch.ports.trainer.last
         newest = lease.head.entries()[-1:]
-        if last is not None and newest and newest[0].state_digest == last.state_digest and newest[0].payload == "present":
+        if (
+            last is not None
+            and newest
+            and newest[0].state_digest == last.state_digest
+            and newest[0].payload == "present"
+        ):
             return last
         self._launch.ports.trainer.last = None
         found = self._store.resume_point(lease, job.scratch / "parent", self._observer.say)
@@ -285,7 +290,9 @@ class TrainingRun:
             keep_best=max(self._recipe.keep_best, int(self._recipe.select == "best")),
             protected=self._launch.ports.registry.protected_manifests(),
         )
-        pruned = self._store.prune(lease, keep, f"keep_last {self._recipe.keep_last}, keep_best {self._recipe.keep_best}")
+        pruned = self._store.prune(
+            lease, keep, f"keep_last {self._recipe.keep_last}, keep_best {self._recipe.keep_best}"
+        )
         if pruned:
             self._observer.say(f"pruned the payload of the checkpoints at steps {', '.join(map(str, pruned))}")
 
@@ -333,7 +340,9 @@ class TrainingRun:
             epoch = best_epoch({e: v for e, v in values.items() if e in ends}, self._recipe.select_metric)
         if epoch is None:
             raise CheckpointError(
-                f"{self._recipe.select_metric} was measured for no epoch", where=f"run {self.fingerprint[:12]}", fix="eval_every: 1"
+                f"{self._recipe.select_metric} was measured for no epoch",
+                where=f"run {self.fingerprint[:12]}",
+                fix="eval_every: 1",
             )
         return ends[epoch]
 
@@ -471,4 +480,3 @@ class TrainingRun:
 
     def _say_waiting(self, holder: Holder) -> None:
         self._observer.say(f"waiting for run {holder.run} (process {holder.pid}), which trains the same recipe")
-

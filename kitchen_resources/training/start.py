@@ -60,7 +60,9 @@ def _latest(launch: Launch, identify: Callable[[Start | None], Identity]) -> tup
     runs = launch.known_runs()
     if not runs:
         raise ConfigError(
-            f"recipe {launch.name} has no run yet", where="continue_from: latest", fix="run it once without continue_from"
+            f"recipe {launch.name} has no run yet",
+            where="continue_from: latest",
+            fix="run it once without continue_from",
         )
     newest = runs[-1]
     started = newest["identity"].get("start")
@@ -82,7 +84,9 @@ def _start(launch: Launch, plan: TrainingPlan, fingerprint: str, step: int | Non
     chosen = entries[-1] if step is None else next((entry for entry in entries if entry.step == step), None)
     if chosen is None:
         steps = ", ".join(str(entry.step) for entry in entries)
-        raise ConfigError(f"run {fingerprint[:12]} has no whole checkpoint at step {step}", where=where, fix=f"one of {steps}")
+        raise ConfigError(
+            f"run {fingerprint[:12]} has no whole checkpoint at step {step}", where=where, fix=f"one of {steps}"
+        )
     _require_continuable(launch, plan, launch.checkpoints.manifest(chosen), where)
     return _carried(launch, fingerprint, chosen)
 
@@ -97,13 +101,19 @@ def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest,
     """Refuse to continue what doesn't fit: another base, another shape of weights, another length of an epoch."""
     ours, theirs = launch.recipe, manifest.identity
     if manifest.simulated != launch.simulated:
-        raise ConfigError("a simulated run has nothing to go on from", where=where, fix="use the backend it was made with")
+        raise ConfigError(
+            "a simulated run has nothing to go on from", where=where, fix="use the backend it was made with"
+        )
     if theirs["base"] != launch.base.digest:
-        raise ConfigError("it was trained from another base model", where=where, fix=f"model: {manifest.base['reference']}")
+        raise ConfigError(
+            "it was trained from another base model", where=where, fix=f"model: {manifest.base['reference']}"
+        )
     lora = ours.lora.model_dump() if ours.lora else None
     if _adapter_shape(theirs["recipe"].get("lora")) != _adapter_shape(lora):
         raise ConfigError(
-            "its LoRA is of another shape" if lora and theirs["recipe"].get("lora") else "one of the two trains a LoRA",
+            "its LoRA is of another shape"
+            if lora and theirs["recipe"].get("lora")
+            else "one of the two trains a LoRA",
             where=where,
             fix="give lora the same rank and target_modules, or export it merged and name that folder as model",
         )
@@ -118,7 +128,9 @@ def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest,
             fix="carry: weights, which counts epochs from 1 again",
         )
     if not manifest.epoch_complete and theirs["data"] != launch.prepared.trained.digest:
-        raise ConfigError("it lies inside an epoch over other rows", where=where, fix="name the end of an epoch, or carry: weights")
+        raise ConfigError(
+            "it lies inside an epoch over other rows", where=where, fix="name the end of an epoch, or carry: weights"
+        )
 
 
 def _adapter_shape(lora: dict[str, object] | None) -> object:

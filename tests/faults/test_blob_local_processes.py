@@ -318,9 +318,7 @@ def test_an_object_that_cannot_be_written_to_its_end_is_not_there(root: Path) ->
     with running(LIMITED, root) as process:
         said = [line(process) for _ in range(3)]
         assert process.wait() == 0
-    assert said == [
-        f"{root}/{key}: the storage failed: [Errno 27] File too large" for key in ("a/b", "head", "a/c")
-    ]
+    assert said == [f"{root}/{key}: the storage failed: [Errno 27] File too large" for key in ("a/b", "head", "a/c")]
     assert list(LocalBlobs(root).list("")) == ["head"]
     assert (root / "head").read_bytes() == b"old"
     assert os.listdir(root / ".temp") == []

@@ -133,9 +133,7 @@ def test_a_relative_root_stays_where_it_was_opened(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "store" / "a").read_bytes() == b"v"
 
 
-def test_free_bytes_is_what_the_disk_has(
-    root: Path, blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_free_bytes_is_what_the_disk_has(root: Path, blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 2, {root: 7}[path]))
     assert blobs.free_bytes() == 7
 
@@ -159,9 +157,7 @@ def test_files_are_taken_and_given_as_hard_links(root: Path, blobs: LocalBlobs, 
     (tmp_path / "file").write_bytes(b"v")
     blobs.put_file("a/b", tmp_path / "file")
     blobs.get_file("a/b", tmp_path / "out")
-    assert (
-        (root / "a/b").stat().st_ino == (tmp_path / "file").stat().st_ino == (tmp_path / "out").stat().st_ino
-    )
+    assert (root / "a/b").stat().st_ino == (tmp_path / "file").stat().st_ino == (tmp_path / "out").stat().st_ino
 
 
 def test_the_target_of_a_symbolic_link_is_copied(root: Path, blobs: LocalBlobs, tmp_path: Path) -> None:
@@ -289,9 +285,7 @@ def test_a_full_disk_changes_nothing_and_says_what_is_needed(
         patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(5, 2, 3))
         for calls, verb in verbs.items():
             if call in calls.split():
-                with pytest.raises(
-                    DiskFull, match=f"{os.strerror(number)}; 1000 bytes are needed, 3 are free"
-                ):
+                with pytest.raises(DiskFull, match=f"{os.strerror(number)}; 1000 bytes are needed, 3 are free"):
                     verb()
     assert leftovers(root) == []
     assert list(blobs.list("")) == ["head"]

@@ -78,9 +78,7 @@ def test_a_swap_is_durable(root: Path, blobs: LocalBlobs, calls: list[tuple[str,
     assert calls == [("sync", file), ("replace", file), ("sync", inode(root / "a"))]
 
 
-def test_a_taken_file_is_durable(
-    root: Path, blobs: LocalBlobs, tmp_path: Path, calls: list[tuple[str, int]]
-) -> None:
+def test_a_taken_file_is_durable(root: Path, blobs: LocalBlobs, tmp_path: Path, calls: list[tuple[str, int]]) -> None:
     (tmp_path / "file").write_bytes(b"v")
     blobs.put_file("file", tmp_path / "file")
     file = inode(tmp_path / "file")
@@ -146,9 +144,7 @@ def test_swap_and_delete_hold_the_sidecar_while_they_change_the_object(
 # What dead writers leave
 
 
-def test_opening_removes_what_dead_writers_left_and_nothing_of_the_living(
-    root: Path, blobs: LocalBlobs
-) -> None:
+def test_opening_removes_what_dead_writers_left_and_nothing_of_the_living(root: Path, blobs: LocalBlobs) -> None:
     (root / ".temp" / "1-dead.tmp").write_bytes(b"half")
     (root / ".temp" / "note.txt").write_bytes(b"of somebody else")
     (root / ".scratch" / "attempt").mkdir()

@@ -183,9 +183,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rename_that_fails_for_another_reason_is_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rename_that_fails_for_another_reason_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(draft: Path, target: Path) -> Path:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -403,17 +401,13 @@ def test_it_loads_in_a_fresh_process_without_a_warning(loaded: dict[str, Any]) -
 @pytest.mark.heavy
 def test_what_is_loaded_are_the_weights_that_were_made(loaded: dict[str, Any]) -> None:
     made = model.initial_weights(model.parameter_shapes(), seed=0)
-    assert loaded["weights"] == {
-        name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in made.items()
-    }
+    assert loaded["weights"] == {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in made.items()}
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("tokenizer", ["loaded", "built"])
 def test_the_chat_template_renders_literally(loaded: dict[str, Any], tokenizer: str) -> None:
-    prompt = (
-        "<|im_start|>system\nISO<|im_end|>\n<|im_start|>user\n14 Mär 1987<|im_end|>\n<|im_start|>assistant\n"
-    )
+    prompt = "<|im_start|>system\nISO<|im_end|>\n<|im_start|>user\n14 Mär 1987<|im_end|>\n<|im_start|>assistant\n"
     assert loaded[tokenizer]["prompt"] == prompt
     assert loaded[tokenizer]["text"] == prompt + "1987-03-14<|im_end|>\n"
     assert loaded[tokenizer]["trained"] == "1987-03-14<|im_end|>"

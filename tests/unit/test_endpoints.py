@@ -104,9 +104,7 @@ def test_an_endpoint_that_is_not_plain_is_refused(url: str, reason: str) -> None
         check_endpoint(url, DEFAULT)
 
 
-@pytest.mark.parametrize(
-    "form", ["https://user:{}@mirror.example.com", "https://u:{}@a:x", "https://u:{} @a"]
-)
+@pytest.mark.parametrize("form", ["https://user:{}@mirror.example.com", "https://u:{}@a:x", "https://u:{} @a"])
 def test_a_password_in_the_url_is_never_repeated(form: str) -> None:
     password = "s3cret"
     with pytest.raises(ConfigError) as caught:

@@ -68,9 +68,7 @@ def test_total_steps_are_cut_by_max_steps_and_never_stretched() -> None:
         ({"max_steps": 0}, ConfigError, "max_steps"),
     ],
 )
-def test_bad_counts_are_refused_by_name(
-    arguments: dict[str, int], error: type[ConfigError], where: str
-) -> None:
+def test_bad_counts_are_refused_by_name(arguments: dict[str, int], error: type[ConfigError], where: str) -> None:
     given: dict[str, Any] = {"n": 4, "batch_size": 2, "epochs": 1, **arguments}
     with pytest.raises(error) as refused:
         total_steps(given.pop("n"), **given)
@@ -107,9 +105,7 @@ def test_trl_keeps_the_trainers_sampler() -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("n", "batch_size", "accumulation"), [(11, 2, 2), (9, 2, 2), (12, 3, 2), (5, 4, 1)])
-def test_the_trainer_takes_the_rows_of_the_plan(
-    n: int, batch_size: int, accumulation: int, tmp_path: Path
-) -> None:
+def test_the_trainer_takes_the_rows_of_the_plan(n: int, batch_size: int, accumulation: int, tmp_path: Path) -> None:
     taken = rows_that_the_trainer_takes(tmp_path, n, batch_size, accumulation, seed=7, data_seed=11, epochs=3)
     planned = [
         step

@@ -86,9 +86,7 @@ def test_patterns_that_hang_a_backtracking_engine_end(pattern: str) -> None:
     assert not regex("a" * 20_000 + "b", pattern).passed
 
 
-@pytest.mark.parametrize(
-    "pattern", ["[", r"(a)\1", "(?=a)", "(?:(?:(?:a{1000}){1000}){1000}){1000}", "\ud800"]
-)
+@pytest.mark.parametrize("pattern", ["[", r"(a)\1", "(?=a)", "(?:(?:(?:a{1000}){1000}){1000}){1000}", "\ud800"])
 def test_patterns_that_cannot_be_run_are_refused(pattern: str) -> None:
     with pytest.raises(EvaluationError, match="RE2") as refused:
         regex("aa", "never read", pattern=pattern)
@@ -122,9 +120,7 @@ def test_patterns_that_cannot_be_run_are_refused(pattern: str) -> None:
         (42, "42", {}, 1.0),
     ],
 )
-def test_numeric(
-    prediction: str | float, expected: str | float, arguments: dict[str, float], score: float
-) -> None:
+def test_numeric(prediction: str | float, expected: str | float, arguments: dict[str, float], score: float) -> None:
     result = numeric(prediction, expected, **arguments)
     assert result.score == pytest.approx(score, rel=1e-12)
 

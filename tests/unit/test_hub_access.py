@@ -58,14 +58,10 @@ def test_the_page_of_a_gated_dataset(hub: LoopbackHub) -> None:
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_private_and_a_missing_repository(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, private: bool
-) -> None:
+def test_a_private_and_a_missing_repository(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
     if private:
         hub.model("org/tiny", private=True).commit(MODEL)
-    with pytest.raises(
-        HubError, match=r"no such model on .* or it is private and no token was sent"
-    ) as caught:
+    with pytest.raises(HubError, match=r"no such model on .* or it is private and no token was sent") as caught:
         fetch_model("org/tiny")
     assert "nor is there a local path" in caught.value.what
     assert "export HF_TOKEN=" in caught.value.fix
@@ -86,9 +82,7 @@ def test_a_token_that_is_not_valid_or_may_not_read(hub: LoopbackHub, monkeypatch
 
     hub.access[TOKEN] = set()
     hub.fault("/revision/", status=403, headers={"X-Error-Message": "the token lacks a scope"})
-    with pytest.raises(
-        HubError, match=r"has no access to it \(HTTP 403: the token lacks a scope\)"
-    ) as caught:
+    with pytest.raises(HubError, match=r"has no access to it \(HTTP 403: the token lacks a scope\)") as caught:
         fetch_model("org/tiny")
     assert f"{hub.endpoint}/settings/tokens" in caught.value.fix
     monkeypatch.delenv("HF_TOKEN")
@@ -104,9 +98,7 @@ def test_a_revision_that_the_repository_lacks(hub: LoopbackHub) -> None:
         assert f"{hub.endpoint}/org/tiny/tree/main" in caught.value.fix
 
 
-def test_a_login_is_used_and_the_storage_server_never_sees_the_token(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_a_login_is_used_and_the_storage_server_never_sees_the_token(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.access[TOKEN] = {"org/tiny"}
     hub.model("org/tiny", private=True).commit(MODEL)
     (tmp_path / "token").write_text(f"{TOKEN}\n")

@@ -44,9 +44,7 @@ def go_offline(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Callable[[]
     return lambda: leave_network(monkeypatch)
 
 
-def test_without_network_the_cached_copy_is_used_and_said(
-    hub: LoopbackHub, go_offline: Callable[[], str]
-) -> None:
+def test_without_network_the_cached_copy_is_used_and_said(hub: LoopbackHub, go_offline: Callable[[], str]) -> None:
     commit = hub.model("org/tiny").commit(MODEL)
     hub.dataset("org/rows").commit(ROWS)
     folder = fetch_model("org/tiny").folder
@@ -169,9 +167,7 @@ def test_offline_by_the_user_uses_only_the_cache(
         snapshot = fetch_model("org/tiny", revision=revision)
         assert snapshot.cached
         assert snapshot.note == f"{variable} is set; using the cached copy of {commit} from {folder}"
-    with pytest.raises(
-        HubError, match=f"{variable} is set, and no copy of that revision is cached"
-    ) as caught:
+    with pytest.raises(HubError, match=f"{variable} is set, and no copy of that revision is cached") as caught:
         fetch_model("org/other")
     assert f"unset {variable}" in caught.value.fix
     assert not caught.value.mendable
@@ -213,9 +209,7 @@ def test_a_connection_that_stays_broken_leaves_no_half_file(
     new = repo.commit(MODEL | {"model.safetensors": WEIGHTS + b"new"})
     hub.fault("GET /[0-9a-f]{64}", times=1, cut_at=3000)
     hub.fault("GET /[0-9a-f]{64}", times=6, cut_at=0)
-    with pytest.raises(
-        HubUnreachable, match=rf"could not be reached .*the cached copy of {new} .* is missing"
-    ):
+    with pytest.raises(HubUnreachable, match=rf"could not be reached .*the cached copy of {new} .* is missing"):
         fetch_model("org/tiny")
     assert not (tmp_path / "cache/models--org--tiny/snapshots" / new / "model.safetensors").exists()
     assert list(tmp_path.rglob("*.incomplete")) == []
@@ -264,9 +258,7 @@ def test_a_busy_storage_server_is_waited_for(hub: LoopbackHub, waits: list[float
 @pytest.mark.parametrize(
     "place", ["/revision/", "/tree/", "HEAD .*/model.safetensors", "GET .*/config.json", "GET /[0-9a-f]{64}"]
 )
-def test_an_error_that_stays_is_told_after_bounded_retries(
-    hub: LoopbackHub, waits: list[float], place: str
-) -> None:
+def test_an_error_that_stays_is_told_after_bounded_retries(hub: LoopbackHub, waits: list[float], place: str) -> None:
     hub.model("org/tiny").commit(MODEL)
     hub.fault(place, status=503)
     with pytest.raises(HubUnreachable, match=r"could not be reached \(HTTP 503, also after retries\)"):
@@ -283,9 +275,7 @@ def test_an_error_that_stays_gives_way_to_the_cached_copy(hub: LoopbackHub) -> N
     assert "could not be reached (HTTP 500, also after retries); using the cached copy" in snapshot.note
 
 
-def test_the_wait_that_the_hub_asks_for_is_kept_when_it_is_short(
-    hub: LoopbackHub, waits: list[float]
-) -> None:
+def test_the_wait_that_the_hub_asks_for_is_kept_when_it_is_short(hub: LoopbackHub, waits: list[float]) -> None:
     hub.model("org/tiny").commit(MODEL)
     hub.fault("/revision/", times=1, status=429, headers={"Retry-After": "3"})
     hub.fault("HEAD .*/config.json", times=2, status=429, headers={"ratelimit": '"resolvers";r=0;t=300'})
@@ -330,9 +320,7 @@ def test_the_bounds_leave_requests_of_others_alone(hub: LoopbackHub) -> None:
 
 
 def test_a_server_that_is_no_hub_is_named(hub: LoopbackHub) -> None:
-    hub.fault(
-        "", status=200, headers={"Content-Type": "text/html"}, body=b"<html>Welcome to the hotel</html>"
-    )
+    hub.fault("", status=200, headers={"Content-Type": "text/html"}, body=b"<html>Welcome to the hotel</html>")
     with pytest.raises(HubUnreachable, match=f"{hub.endpoint} gave no usable answer"):
         fetch_model("org/tiny")
     hub.faults.clear()

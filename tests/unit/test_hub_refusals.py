@@ -108,9 +108,7 @@ def test_an_index_that_names_a_file_that_is_not_there_is_refused(hub: LoopbackHu
     for shard in ("model-00009-of-00009.safetensors", "../outside.safetensors"):
         index = json.dumps({"weight_map": {"a": shard}}).encode()
         hub.model("org/tiny").commit(sharded(**{"model.safetensors.index.json": index}))
-        with pytest.raises(
-            HubError, match=r"not whole: .*which model.safetensors.index.json names, is missing"
-        ):
+        with pytest.raises(HubError, match=r"not whole: .*which model.safetensors.index.json names, is missing"):
             fetch_model("org/tiny")
 
 
@@ -143,9 +141,7 @@ def test_is_repo_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_repo_id("org/tiny")
 
 
-def test_an_endpoint_that_is_not_allowed_gets_nothing(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endpoint_that_is_not_allowed_gets_nothing(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a request was sent")
 
@@ -154,9 +150,7 @@ def test_an_endpoint_that_is_not_allowed_gets_nothing(
     monkeypatch.setenv("HF_ENDPOINT", "https://huggingface.co.evil.com")
     monkeypatch.delenv("KITCHEN_ALLOWED_ENDPOINTS", raising=False)
     for fetch in (fetch_model, fetch_dataset):
-        with pytest.raises(
-            ConfigError, match=r"HF_ENDPOINT: https://huggingface\.co\.evil\.com is not an endpoint"
-        ):
+        with pytest.raises(ConfigError, match=r"HF_ENDPOINT: https://huggingface\.co\.evil\.com is not an endpoint"):
             fetch("org/tiny")
 
 

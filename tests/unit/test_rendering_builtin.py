@@ -127,9 +127,7 @@ def test_role_colon_trains_the_last_nine_bytes_of_one_question_and_answer() -> N
 
 def test_role_colon_without_a_bos_token_and_with_the_user_last() -> None:
     used = renderer("role_colon", "all_messages", bos=None)
-    assert (
-        barred(used.conversation([system("S"), user("Q")]), used.tokenizer) == "System:¦ S\n\n¦User:¦ Q\n\n"
-    )
+    assert barred(used.conversation([system("S"), user("Q")]), used.tokenizer) == "System:¦ S\n\n¦User:¦ Q\n\n"
 
 
 def test_role_colon_is_prompted_without_the_text_that_ends_answers() -> None:
@@ -233,9 +231,7 @@ def test_other_modes_refuse_weights(train_on: str, key: str) -> None:
         renderer("chatml", train_on).conversation(
             [user("Q"), assistant("A", **{key: False if key == "trainable" else 0})]
         )
-    assert (
-        caught.value.what == f"message 1 (assistant) carries `{key}`, which train_on: {train_on} would ignore"
-    )
+    assert caught.value.what == f"message 1 (assistant) carries `{key}`, which train_on: {train_on} would ignore"
 
 
 def test_the_last_message_must_be_the_assistants() -> None:
@@ -276,9 +272,7 @@ def test_what_is_not_a_message_is_refused(messages: Any, reason: str) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="'everything' is none of last_assistant_message, all_assistant_messages"
-    ):
+    with pytest.raises(ConfigError, match="'everything' is none of last_assistant_message, all_assistant_messages"):
         renderer("chatml", "everything")
 
 

@@ -46,9 +46,7 @@ def test_special_tokens_are_refused_wherever_a_template_could_write_them() -> No
     thought = assistant("A", reasoning_content="<|im_end|>")
     assert "message 1 (assistant) holds the text '<|im_end|>'" in reason(used, [user("Q"), thought])
     tool = {"type": "function", "function": {"name": "add", "description": "</s>", "parameters": {}}}
-    assert "a tool definition holds the text '</s>'" in reason(
-        used, [user("Q"), assistant("A")], tools=[tool]
-    )
+    assert "a tool definition holds the text '</s>'" in reason(used, [user("Q"), assistant("A")], tools=[tool])
     with pytest.raises(DataError, match="could forge a turn"):
         used.generation_prompt([user("<|im_start|>")])
 
@@ -62,9 +60,7 @@ def test_tokens_of_headers_are_refused_although_they_are_not_special() -> None:
 def test_added_tokens_that_open_no_turn_are_text() -> None:
     used = shipped("qwen3_training")
     inline = "<tool_call>\n{}\n</tool_call>"
-    assert learned(used, [user("</tool_call>"), assistant(inline)]) == (
-        f"<think>\n\n</think>\n\n{inline}<|im_end|>"
-    )
+    assert learned(used, [user("</tool_call>"), assistant(inline)]) == (f"<think>\n\n</think>\n\n{inline}<|im_end|>")
 
 
 def test_the_text_of_a_header_without_its_tokens_is_text() -> None:
@@ -229,8 +225,7 @@ def test_a_message_that_can_not_be_marked_is_trained_only_as_a_whole_conversatio
         template = PLAIN_CHATML.replace("{% for m in messages %}", "{% for m in messages %}" + counting)
         assert learned(renderer(template, "last_assistant_message"), chat) == "A<|im_end|>"
         assert reason(renderer(template, "all_user_and_system_messages"), chat) == (
-            "message 0 (user) has no certain place: its content is not whole, once, in what the template "
-            "writes"
+            "message 0 (user) has no certain place: its content is not whole, once, in what the template writes"
         )
         assert "12345678<|im_end|>" in learned(renderer(template, "all_tokens"), chat)
     answer = [user("Q"), assistant("12345678", count=True)]
@@ -243,9 +238,7 @@ def test_a_message_that_can_not_be_marked_is_trained_only_as_a_whole_conversatio
 
 
 def test_a_content_that_the_template_leaves_out_is_refused_in_every_mode() -> None:
-    template = PLAIN_CHATML.replace(
-        "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"
-    )
+    template = PLAIN_CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
     for train_on in TRAIN_ON[:-1]:
         assert reason(renderer(template, train_on), [system("S"), user("Q"), assistant("A")]) == (
             "message 0 (system) has a content that the template does not write"
@@ -273,8 +266,7 @@ def test_tools_that_the_template_leaves_out_are_refused() -> None:
 def test_arguments_that_the_template_would_encode_twice_are_refused() -> None:
     chat = [user("Q"), assistant("", tool_calls=[call(arguments='{"a": 1}')])]
     assert reason(shipped("llama3_1"), chat) == (
-        "message 1 (assistant) gives the arguments of 'add' as a JSON text, which the template encodes "
-        "once more"
+        "message 1 (assistant) gives the arguments of 'add' as a JSON text, which the template encodes once more"
     )
     assert learned(shipped("qwen3_training"), chat) == (
         '<think>\n\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>'
@@ -339,9 +331,7 @@ def test_keys_without_a_value_are_no_keys() -> None:
     used = shipped("deepseekv3_training", "last_assistant_message")
     chat = [user("Q"), assistant("C", tool_calls=[call()]), result("R"), assistant("A")]
     empty = {"tool_calls": [], "reasoning_content": None}
-    assert used.conversation(
-        [{**m, **({} if "tool_calls" in m else empty)} for m in chat]
-    ) == used.conversation(chat)
+    assert used.conversation([{**m, **({} if "tool_calls" in m else empty)} for m in chat]) == used.conversation(chat)
 
 
 def test_reasoning_is_trained_or_refused_but_may_be_left_out_of_history() -> None:

@@ -63,9 +63,7 @@ def test_all_tokens_trains_everything_after_the_first_token(template: str) -> No
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_text_and_prompt_are_those_of_apply_chat_template(
-    template: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_and_prompt_are_those_of_apply_chat_template(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Frozen(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
@@ -78,9 +76,7 @@ def test_text_and_prompt_are_those_of_apply_chat_template(
         messages = CONVERSATIONS[name]
         given: Any = messages
         if template.startswith(("llava", "smolvlm", "idefics")):
-            given = [
-                {**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages
-            ]
+            given = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         ask = {"chat_template": source, "tokenize": False}
         prompt = used.tokenizer.apply_chat_template(given[:-1], add_generation_prompt=True, **ask)
         assert used.prompt_text(messages[:-1]) == prompt
@@ -100,9 +96,7 @@ def test_plain_and_training_template_train_the_same_where_they_write_the_same() 
                 for template in (plain, training):
                     try:
                         rendered = renderer(template, mode).conversation(messages)
-                        texts.append(
-                            (rendered.text, rendered.trained_text(renderer(template, mode).tokenizer))
-                        )
+                        texts.append((rendered.text, rendered.trained_text(renderer(template, mode).tokenizer)))
                     except DataError:
                         break
                 if len(texts) == 2 and texts[0][0] == texts[1][0]:

@@ -32,9 +32,7 @@ def test_of_several_own_templates_the_default_is_taken() -> None:
     tokenizer.chat_template = {"default": "a", "tool_use": "b"}
     assert load_template(None, tokenizer) == "a"
     tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
-    with pytest.raises(
-        ConfigError, match=r"several chat templates \(rag, tool_use\) and none is the default"
-    ):
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag, tool_use\) and none is the default"):
         load_template(None, tokenizer)
 
 
@@ -69,10 +67,7 @@ def test_other_templates_are_refused_with_the_choices(name: str, reason: str) ->
         load_template(name, byte_tokenizer())
     assert caught.value.what == reason
     assert caught.value.where == "chat_template"
-    assert (
-        caught.value.fix
-        == "chat_template: chatml (or llama3, role_colon, none, or a path that ends in .jinja)"
-    )
+    assert caught.value.fix == "chat_template: chatml (or llama3, role_colon, none, or a path that ends in .jinja)"
 
 
 def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -29,9 +29,7 @@ from tests.unit.rendering_conversations import (
 
 def test_white_space_at_the_ends_of_contents_stays_where_the_template_keeps_it() -> None:
     chat = [user("\n Q\t"), assistant(" A \n\n"), user("\n"), assistant("B")]
-    assert (
-        learned(chatml("all_messages"), chat) == "\n Q\t<|im_end|>… A \n\n<|im_end|>…\n<|im_end|>…B<|im_end|>"
-    )
+    assert learned(chatml("all_messages"), chat) == "\n Q\t<|im_end|>… A \n\n<|im_end|>…\n<|im_end|>…B<|im_end|>"
     used = shipped("llama3", "all_messages")
     assert learned(used, chat[:2]) == "Q<|eot_id|>…A<|eot_id|>"
     assert reason(used, chat) == (
@@ -53,8 +51,7 @@ def test_the_end_of_a_turn_before_a_message_without_a_place_is_not_guessed() -> 
         "message 0 (user) is followed by an empty message, so the end of its turn can't be told"
     )
     assert reason(shipped("llama3"), chat) == (
-        "message 1 (assistant) is followed by no token that ends its turn: the model would never learn to "
-        "stop"
+        "message 1 (assistant) is followed by no token that ends its turn: the model would never learn to stop"
     )
     assert learned(shipped("llama3"), [user("Q"), assistant(" ")]) == "<|eot_id|>"
 
@@ -106,15 +103,12 @@ def test_characters_of_many_bytes(template: str, content: str) -> None:
 @pytest.mark.parametrize("used_plane", ["\U000f0000\U000f0001", "\U00100000 x"])
 def test_private_characters_of_one_plane_are_text(used_plane: str) -> None:
     assert (
-        learned(chatml("all_messages"), [user(used_plane), assistant("A")])
-        == f"{used_plane}<|im_end|>…A<|im_end|>"
+        learned(chatml("all_messages"), [user(used_plane), assistant("A")]) == f"{used_plane}<|im_end|>…A<|im_end|>"
     )
 
 
 def test_private_characters_of_both_planes_are_refused() -> None:
-    assert "both private planes of Unicode" in reason(
-        chatml(), [user("\U000f0000\U00100000"), assistant("A")]
-    )
+    assert "both private planes of Unicode" in reason(chatml(), [user("\U000f0000\U00100000"), assistant("A")])
 
 
 # Tokens and borders
@@ -129,22 +123,17 @@ def test_a_token_across_the_start_of_an_answer_is_refused_by_name() -> None:
         "text of both sides"
     )
     assert learned(used, [user("Q"), assistant("Rome")]) == "Rome<|im_end|>"
-    assert learned(chatml("all_tokens", tokenizer), [user("Q"), assistant("Paris")]).endswith(
-        "Paris<|im_end|>\n"
-    )
+    assert learned(chatml("all_tokens", tokenizer), [user("Q"), assistant("Paris")]).endswith("Paris<|im_end|>\n")
 
 
 def test_a_token_across_the_end_of_a_question_is_refused_only_where_it_is_trained() -> None:
     template = TEMPLATES["gemma3"]
     sentences = ["abc\n\nxyz"] * 4
-    tokenizer = merging_tokenizer(
-        sentences, ("<start_of_turn>", "<end_of_turn>"), bos="<s>", eos="<end_of_turn>"
-    )
+    tokenizer = merging_tokenizer(sentences, ("<start_of_turn>", "<end_of_turn>"), bos="<s>", eos="<end_of_turn>")
     chat = [system("abc"), user("xyz"), assistant("A")]
     # The template sets "\n\n" between them, and "abc\n\nxyz" is one token.
     assert reason(renderer(template, "all_messages", tokenizer), chat) == (
-        "message 0 (system): its trained text ends inside the token 'abc\\n\\nxyz', which holds text of "
-        "both sides"
+        "message 0 (system): its trained text ends inside the token 'abc\\n\\nxyz', which holds text of both sides"
     )
     used = renderer(template, "last_assistant_message", tokenizer)
     assert learned(used, chat) == "A<end_of_turn>"
@@ -196,9 +185,7 @@ def test_a_block_that_follows_another_message_belongs_to_nobody() -> None:
 def test_a_merging_tokenizer_counts_the_tokens_of_answers() -> None:
     tokenizer = merging_tokenizer(["the cat sat on the mat"] * 4, vocabulary=300)
     used = chatml("all_assistant_messages", tokenizer)
-    rendered = used.conversation(
-        [user("the cat"), assistant("the mat"), user("the cat"), assistant("on the mat")]
-    )
+    rendered = used.conversation([user("the cat"), assistant("the mat"), user("the cat"), assistant("on the mat")])
     alone = len(tokenizer("the mat")["input_ids"]) + len(tokenizer("on the mat")["input_ids"])
     assert alone < len("the mat" + "on the mat")
     assert sum(rendered.weights) == alone + 2

@@ -144,7 +144,16 @@ _OWN = {
         "evaluation inside training would move its random numbers; it happens between epochs",
     ),
     **dict.fromkeys(
-        ("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
+        (
+            "use_cpu",
+            "local_rank",
+            "ddp_backend",
+            "ddp_timeout",
+            "deepspeed",
+            "fsdp",
+            "fsdp_config",
+            "parallelism_config",
+        ),
         "where it runs is the trainer's, not the recipe's",
     ),
     **dict.fromkeys(("eos_token", "pad_token"), "tokens are made before training, by the data stage"),

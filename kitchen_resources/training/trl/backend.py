@@ -47,7 +47,9 @@ class TrlTrainer:
         from kitchen_resources.training.trl.session import METHODS
 
         if base.folder is None:
-            raise CapabilityError("a simulated model can't be trained", where="model", fix="name a model with weights")
+            raise CapabilityError(
+                "a simulated model can't be trained", where="model", fix="name a model with weights"
+            )
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
         device = machine.choose_device(self._device)
         threads = machine.choose_threads(self._threads, base.parameters)
@@ -55,7 +57,10 @@ class TrlTrainer:
         dtype = weight_dtype(recipe, precision)
         trained = _trained_parameters(recipe, config, base.parameters)
         return Resolution(
-            algorithm={"trl": TRL_ALGORITHM_VERSION, f"trl.{recipe.method}": METHODS[recipe.method].ALGORITHM_VERSION},
+            algorithm={
+                "trl": TRL_ALGORITHM_VERSION,
+                f"trl.{recipe.method}": METHODS[recipe.method].ALGORITHM_VERSION,
+            },
             values={
                 "precision": precision,
                 "weight_dtype": dtype,

@@ -12,7 +12,9 @@ from kitchen_resources.training.trl.models import load_causal_lm
 from kitchen_resources.training.trl.state import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
-def export_model(base: BaseModel, serving: Serving, checkpoint: LocalCheckpoint, target: Path, *, merged: bool) -> None:
+def export_model(
+    base: BaseModel, serving: Serving, checkpoint: LocalCheckpoint, target: Path, *, merged: bool
+) -> None:
     """Write the model of a checkpoint.
 
     Args:

@@ -28,7 +28,9 @@ def choose_device(asked: str) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise CapabilityError(
-            "torch sees no GPU", where="trainer.backend.trl.device", fix="device: cpu, or install a CUDA build of torch"
+            "torch sees no GPU",
+            where="trainer.backend.trl.device",
+            fix="device: cpu, or install a CUDA build of torch",
         )
     return "cuda:0"
 

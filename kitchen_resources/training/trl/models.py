@@ -34,12 +34,12 @@ def load_causal_lm(folder: Path, *, dtype: str, attention: str | None, quantizat
 
 
 def weight_dtype(recipe: Recipe, precision: str) -> str:
-    """The type that weights are held in: full fine-tuning keeps fp32 weights and computes in bf16; a frozen base is bf16."""
+    """The type that weights are held in: full fine-tuning keeps fp32 weights beside bf16 arithmetic; a frozen base is bf16."""
     return "bfloat16" if precision == "bf16" and recipe.lora is not None else "float32"
 
 
 def lora_config(recipe: Recipe) -> Any:
-    """peft's config for a recipe's LoRA block."""
+    """The config that peft takes, of a recipe's LoRA block."""
     from peft import LoraConfig as PeftLoraConfig
 
     lora = recipe.lora
@@ -82,5 +82,8 @@ def _quantization(bits: str) -> Any:
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )

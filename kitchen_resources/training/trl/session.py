@@ -61,7 +61,9 @@ class TrlSession:
                 if parent is not None and parent.restart == "weights":
                     load_weights(parent, trainer.model)
                 elif parent is not None:
-                    resume = str(write_resume_folder(parent, folder / "resume", batch_size=self._job.recipe.batch_size))
+                    resume = str(
+                        write_resume_folder(parent, folder / "resume", batch_size=self._job.recipe.batch_size)
+                    )
                 trainer.train(resume_from_checkpoint=resume)
         finally:
             self._drop_trainer()
@@ -93,7 +95,12 @@ class TrlSession:
         # The state is one a process, and keeps the precision of an earlier run in it.
         AcceleratorState._reset_state(reset_partial_state=True)
         arguments = training_arguments(
-            self._method.config_class(), job.recipe, job.resolution, job.plan, folder, self._method.method_arguments(job)
+            self._method.config_class(),
+            job.recipe,
+            job.resolution,
+            job.plan,
+            folder,
+            self._method.method_arguments(job),
         )
         assert job.base.folder is not None
         trainer = self._method.trainer_class()(

@@ -7,6 +7,7 @@ verified, and the Trainer reads only what this process wrote. Both ways keep eve
 import json
 import random
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,23 @@ def _write_rng(folder: Path) -> None:
     from safetensors.torch import save_file
 
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64"))}
+    numbers = numpy.random.get_state(legacy=False)
+    assert isinstance(numbers, dict)
+    tensors = {
+        "torch": torch.random.get_rng_state(),
+        "numpy": torch.from_numpy(numbers["state"]["key"].astype("int64")),
+    }
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.random.get_rng_state()
     save_file(tensors, folder / RNG_TENSORS)
     values = {
         "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {"name": name, "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
+        "numpy": {
+            "name": numbers["bit_generator"],
+            "position": int(numbers["state"]["pos"]),
+            "has_gauss": int(numbers["has_gauss"]),
+            "cached": float(numbers["gauss"]),
+        },
     }
     (folder / RNG_VALUES).write_bytes(canonical_json(values))
 
@@ -191,9 +201,9 @@ def _json_value(value: Any) -> Any:
         return sorted(_json_value(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_json_value(item) for item in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value.value if hasattr(value, "value") else value
-    return value.value if hasattr(value, "value") else str(value)
+    if isinstance(value, Enum):
+        return value.value
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,12 @@ def config_class() -> type:
 
 def method_arguments(job: TrainingJob) -> dict[str, Any]:
     """Arguments beyond those that every method shares: rows come tokenized, cut and packed."""
-    return {"max_length": None, "packing": False, "padding_free": job.data.packed, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return {
+        "max_length": None,
+        "packing": False,
+        "padding_free": job.data.packed,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
 
 
 def columns(packed: bool) -> list[str]:
