@@ -1,8 +1,8 @@
-"""What every test shares: no network beyond loopback, no user's home, one thread."""
+"""What every test shares: one thread, no progress bars, no telemetry, nothing of the user's own settings."""
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+for _name in ("KITCHEN_STORE", "KITCHEN_RECIPES", "DAGSTER_HOME"):
+    os.environ.pop(_name, None)

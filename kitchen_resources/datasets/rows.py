@@ -92,6 +92,7 @@ class RowWriter:
 
         try:
             rendered = self._render(example)
+            question = ([], None) if self._trained else question_of(example, self._renderer)
         except DataError as error:
             self._report.findings["invalid"].add(example.row_id, example.where, error.what)
             return
@@ -117,7 +118,7 @@ class RowWriter:
         if self._weights:
             row["weights"] = weights
         if not self._trained:
-            row["prompt_ids"], row["expected"] = question_of(example, self._renderer)
+            row["prompt_ids"], row["expected"] = question
         if self._trained and len(self._report.samples) < _SAMPLES:
             learned = rendered.trained_text(self._renderer.tokenizer)
             self._report.samples.append(
