@@ -125,6 +125,7 @@ class Candidate:
 
 
 QWEN2 = {"model_type": "qwen2"}
+TIED_QWEN2 = {**QWEN2, "tie_word_embeddings": True}
 CHOSEN = "dates"
 CANDIDATES = (
     Candidate(CHOSEN),
@@ -132,6 +133,7 @@ CANDIDATES = (
     Candidate("dates_one_epoch", epochs=1),
     Candidate("dates_two_epochs", epochs=2),
     Candidate("dates_linear", schedule="linear"),
+    Candidate("dates_no_warmup", rows=5625, epochs=4, schedule="linear", warmup_ratio=0.0),
     Candidate("dates_slow", learning_rate=1.0e-3),
     Candidate("dates_fast", learning_rate=6.0e-3),
     Candidate("dates_wide", model={"intermediate_size": 256}),
@@ -139,15 +141,18 @@ CANDIDATES = (
     # Does it need this architecture?
     Candidate("dates_llama", model={"model_type": "llama"}),
     Candidate("dates_qwen2", model=QWEN2),
-    # Other tasks, with and without normalised queries and keys.
+    # Other tasks; with a model that has no normalised queries and keys; and with a tied output head too.
     Candidate("reverse", task="reverse"),
     Candidate("reverse_qwen2", task="reverse", model=QWEN2),
     Candidate("verbs", task="verbs"),
     Candidate("verbs_qwen2", task="verbs", model=QWEN2),
+    Candidate("verbs_qwen2_tied", task="verbs", model=TIED_QWEN2),
     Candidate("orders", task="orders"),
     Candidate("orders_qwen2", task="orders", model=QWEN2),
+    Candidate("orders_qwen2_tied", task="orders", model=TIED_QWEN2),
     Candidate("upper", task="upper"),
     Candidate("upper_qwen2", task="upper", model=QWEN2),
+    Candidate("upper_qwen2_tied", task="upper", model=TIED_QWEN2),
     Candidate("sums", task="sums"),
     Candidate("sums_qwen2", task="sums", model=QWEN2),
 )
@@ -248,9 +253,7 @@ def tokenized(tokenizer: "PreTrainedTokenizerFast", rows: Sequence[Row]) -> "dat
     import datasets
 
     conversations = [row["messages"] for row in rows]
-    encoded = tokenizer.apply_chat_template(
-        conversations, return_dict=True, return_assistant_tokens_mask=True
-    )
+    encoded = tokenizer.apply_chat_template(conversations, return_dict=True, return_assistant_tokens_mask=True)
     labels = [
         [token if answer else -100 for token, answer in zip(tokens, mask, strict=True)]
         for tokens, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
@@ -301,9 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--candidate", choices=sorted(by_name), help="only this one")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only this seed")
     parser.add_argument("--shipped", action="store_true", help="weights and rows stay at seed 0")
-    parser.add_argument(
-        "--json", type=Path, help="also write the results to this file, one JSON object a line"
-    )
+    parser.add_argument("--json", type=Path, help="also write the results to this file, one JSON object a line")
     given = parser.parse_args(arguments)
     names = [CHOSEN] if given.chosen else [given.candidate] if given.candidate else list(by_name)
     if given.list:

@@ -12,12 +12,14 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.context import open_launch
+from kitchen_assets.execution import KitchenFailure
 from kitchen_assets.kitchen import Kitchen, built_in, default_resources
 from kitchen_assets.quiet import undisturbed
 from kitchen_assets.results import RunResult, collect
 from kitchen_resources.blobs.resource import default_store, store_is_chosen
-from kitchen_resources.errors import ConfigError, DataError, KitchenError
+from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.launch import Launch
+from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.names import RESOURCE_KEYS
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import field_names
@@ -109,35 +111,18 @@ def run(
         print(f"kitchen: the store is {default_store()}; KITCHEN_STORE names another")  # noqa: T201
     run_id = str(uuid.uuid4())
     job = kitchen.definitions().resolve_job_def(name)
-    quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     with undisturbed(), _instance(instance) as used:
         try:
             job.execute_in_process(
                 run_config={**run_config, **quiet}, instance=used, run_id=run_id, tags=dict(tags or {})
             )
-        except dg.Failure as failure:
-            if isinstance(failure.__cause__, KitchenError):
-                raise failure.__cause__ from None
-            raise
-        except dg.DagsterExecutionStepExecutionError as error:
-            raise _typed(error, used, run_id) from error
-        except Exception as error:
-            found = _failed_checks(used, run_id)
-            if found is not None:
-                raise found from None
-            raise error
+        except KitchenFailure as failure:
+            raise failure.error from None
+        except dg.DagsterError as error:
+            raise _failed_checks(used, run_id) or error from None
         with _launch(kitchen, recipe, run_config, run_id=run_id) as launch:
             return collect(launch, time.monotonic() - started)
-
-
-def _typed(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
-    """The kitchen's own error behind one of Dagster's, or Dagster's."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KitchenError):
-            return cause
-        cause = cause.__cause__
-    return _failed_checks(instance, run_id) or error
 
 
 def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> DataError | None:
@@ -179,7 +164,10 @@ def _prepare(
     kitchen, recipe = _find(target)
     name = recipe.definition.name
     bound: dict[str, Any] = {}
-    configured: dict[str, Any] = {name: {"config": _recipe_config(config)}} if config else {}
+    overrides = _recipe_config(config or {})
+    # Dagster's word on an unknown field lists them all and suggests none.
+    bind(type(recipe), overrides, recipe.definition)
+    configured: dict[str, Any] = {name: {"config": overrides}} if overrides else {}
     for key, value in (resources or {}).items():
         if key == name:
             raise ConfigError(

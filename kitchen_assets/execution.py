@@ -48,7 +48,7 @@ def run_stage(
         kitchen = stage_context(context, recipe_name, partitions)
     except KitchenError as error:
         context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
-        raise _failure(error) from error
+        raise KitchenFailure(error) from None
     with _reported(kitchen, workflow, stage, is_last=is_last):
         if needs_preflight:
             _preflight_once(kitchen)
@@ -103,17 +103,25 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
     except KitchenError as error:
         kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
         stop(error)
-        raise _failure(error) from error
+        raise KitchenFailure(error) from None
     except BaseException as error:
         stop(error)
         raise
     stop(None)
 
 
-def _failure(error: KitchenError) -> dg.Failure:
-    metadata = {"error": type(error).__name__, "what": error.what}
-    if error.where:
-        metadata["where"] = error.where
-    if error.fix:
-        metadata["fix"] = error.fix
-    return dg.Failure(description=f"{type(error).__name__}: {error}", metadata=metadata, allow_retries=False)
+class KitchenFailure(dg.Failure):
+    """A step's failure with the kitchen's message, and without the stack of the kitchen behind it.
+
+    Attributes:
+        error: The kitchen's error.
+    """
+
+    def __init__(self, error: KitchenError) -> None:
+        known = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        super().__init__(
+            description=f"{type(error).__name__}: {error}",
+            metadata={name: text for name, text in known.items() if text},
+            allow_retries=False,
+        )
+        self.error = error

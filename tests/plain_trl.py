@@ -1,23 +1,19 @@
 """A plain TRL script: nothing of the kitchen, only the prepared Parquet and arguments written by hand.
 
-Usage: python plain_trl.py ARGUMENTS.json
-ARGUMENTS: {model, parquet, output, sft: {…}, lora: {…} | null, threads}
+Usage: python plain_trl.py ARGUMENTS.json, with {model, parquet, output, sft, lora, threads}.
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
 
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
-
-given = json.load(open(sys.argv[1]))
+given = json.loads(Path(sys.argv[1]).read_text())
 torch.set_num_threads(given["threads"])
-rows = Dataset.from_parquet(given["parquet"], keep_in_memory=True, cache_dir=given["output"] + "-cache")
 trainer = SFTTrainer(
     model=given["model"],
     args=SFTConfig(
@@ -27,11 +23,11 @@ trainer = SFTTrainer(
         activation_checkpointing=False,
         save_strategy="no",
         report_to="none",
-        disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
         **given["sft"],
     ),
-    train_dataset=rows,
+    train_dataset=Dataset.from_parquet(given["parquet"], cache_dir=given["output"] + "-cache"),
     peft_config=LoraConfig(**given["lora"]) if given["lora"] else None,
 )
 trainer.train()

@@ -22,7 +22,7 @@ def registered_model(kitchen: StageContext) -> StageResult:
         data_version=f"{version.version}-{version.model.digest}",
         metadata={
             "version": version.version,
-            "alias": CANDIDATE,
+            "alias": "none: it is simulated" if version.simulated else CANDIDATE,
             "fingerprint": version.fingerprint,
             "epoch": version.epoch,
             "step": version.step,

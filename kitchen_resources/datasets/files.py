@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from kitchen_resources.errors import DataError
 
 _BATCH = 1000
+_LONGEST_CELL = 1 << 26  # the csv module's own limit, 128 KiB, is less than a document
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """Place and columns of each row."""
@@ -54,11 +56,11 @@ def _jsonl(path: Path, name: str) -> Rows:
             if not line.strip():
                 continue
             place = f"{name}:{number}"
-            yield place, _object(_parse(line, place, f"line {number}"), place)
+            yield place, _object(_parse(line, name, number), place)
 
 
 def _json(path: Path, name: str) -> Rows:
-    rows = _parse(path.read_bytes(), name, "the file")
+    rows = _parse(path.read_bytes(), name)
     if not isinstance(rows, list):
         raise DataError(
             "a .json file must hold one list of rows",
@@ -71,23 +73,50 @@ def _json(path: Path, name: str) -> Rows:
 
 
 def _csv(path: Path, name: str) -> Rows:
+    csv.field_size_limit(_LONGEST_CELL)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=separator, strict=True)
+        reader = csv.reader(stream, delimiter=separator, strict=True)
+        line = 1
         try:
-            for row in reader:
-                place = f"{name}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"has {'more' if None in row else 'fewer'} cells than the header's {len(reader.fieldnames or [])}",
-                        where=place,
-                        fix="quote cells that hold the separator",
-                    )
-                yield place, row
-        except (csv.Error, UnicodeDecodeError) as error:
+            header = _distinct(next(reader, []), f"{name}:1")
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield f"{name}:{line}", _cells(header, cells, f"{name}:{line}")
+                line = reader.line_num + 1
+        except csv.Error as error:
             raise DataError(
-                f"not valid CSV: {error}", where=f"{name}:{reader.line_num}", fix="save it as UTF-8"
+                f"not valid CSV: {error}",
+                where=f"{name}:{line}",
+                fix="close its quotes, and double those inside a cell",
             ) from error
+        except UnicodeDecodeError as error:
+            line = _line_not_utf8(path)
+            raise DataError(
+                f"line {line} is not UTF-8: {error.reason}", where=f"{name}:{line}", fix="save the file as UTF-8"
+            ) from error
+
+
+def _cells(header: list[str], cells: list[str], place: str) -> Mapping[str, str]:
+    if len(cells) != len(header):
+        raise DataError(
+            f"has {'more' if len(cells) > len(header) else 'fewer'} cells than the header's {len(header)}",
+            where=place,
+            fix="quote cells that hold the separator",
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def _line_not_utf8(path: Path) -> int:
+    """The first line that isn't UTF-8; text is decoded in pieces, so the reader's own line is an earlier one."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _parquet(path: Path, name: str) -> Rows:
@@ -129,6 +158,7 @@ def _arrow_reader(source: Any) -> Iterator[Any]:
 def _arrow_batches(batches: Iterator[Any], name: str) -> Rows:
     index = 0
     for batch in batches:
+        _distinct(batch.schema.names, name)
         for row in batch.to_pylist():
             yield f"{name}[{index}]", {key: _struct_without_nulls(value) for key, value in row.items()}
             index += 1
@@ -143,16 +173,34 @@ def _struct_without_nulls(value: Any) -> Any:
     return value
 
 
-def _parse(text: bytes, place: str, what: str) -> Any:
+def _distinct(names: list[str], where: str) -> list[str]:
+    """Column names, of which a row could hold only one of two that are the same."""
+    twice = [column for column, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"two columns have the name {twice[0]!r}", where=where, fix="rename one of them")
+    return names
+
+
+def _parse(text: bytes, name: str, line: int | None = None) -> Any:
+    """A JSON value; `line` is where in its file it stands, None for a whole file."""
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} is not UTF-8: {error.reason}", where=place, fix="save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
+        line = line or text.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{what} is not valid JSON: {error.msg} at column {error.colno}",
-            where=place,
+            f"line {line} is not UTF-8: {error.reason}", where=f"{name}:{line}", fix="save the file as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        line = line or error.lineno
+        raise DataError(
+            f"line {line} is not valid JSON: {error.msg} at column {error.colno}",
+            where=f"{name}:{line}",
             fix="correct it; each line of a .jsonl file is one JSON object",
+        ) from error
+    # Numbers of over 4,300 digits, and brackets nested a thousand deep.
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"can't be read: {error}", where=f"{name}:{line or 1}", fix="write the value as text"
         ) from error
 
 

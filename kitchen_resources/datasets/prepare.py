@@ -72,14 +72,23 @@ def open_raw(recipe: Recipe, datasets: DatasetStore) -> RawSplits:
     try:
         share = float(held_out or "0")
     except ValueError:
-        if held_out.startswith("split:"):
-            return RawSplits(train, datasets.open(recipe.dataset, split=held_out.removeprefix("split:")), 0.0)
-        return RawSplits(train, datasets.open(held_out), 0.0)
+        return RawSplits(train, _open_held_out(recipe, held_out, datasets), 0.0)
     if not 0 <= share < 1:
         raise ConfigError(
             f"must be a share from 0 to below 1, got {held_out}", where="held_out", fix='held_out: "0.1"'
         )
     return RawSplits(train, None, share)
+
+
+def _open_held_out(recipe: Recipe, reference: str, datasets: DatasetStore) -> RawDataset:
+    try:
+        if reference.startswith("split:"):
+            return datasets.open(recipe.dataset, split=reference.removeprefix("split:"))
+        return datasets.open(reference)
+    except DataError as error:
+        raise DataError(
+            error.what, where=f"held_out: {error.where}", fix=f'{error.fix}; or a share, held_out: "0.1"'
+        ) from error
 
 
 def prepare(
@@ -183,6 +192,7 @@ def _prepare(
     simulated: bool,
 ) -> PreparedDataset:
     report = RowReport()
+    named = "held_out " if raw.held_out else ""
     train_file, train_keys = _normalize(recipe, raw.train, report, scratch / "train.jsonl", conversational)
     prompts, contents = train_keys
     if raw.held_out is None:
@@ -191,25 +201,29 @@ def _prepare(
     else:
         is_held_out = None
         held_file, (held_prompts, _) = _normalize(
-            recipe, raw.held_out, report, scratch / "held_out.jsonl", conversational, name="held_out "
+            recipe, raw.held_out, report, scratch / "held_out.jsonl", conversational, named
         )
         others = held_file, held_prompts
     _find_duplicates(report, train_file, contents)
     train = RowWriter(scratch / "train.parquet", recipe, renderer, report, trained=True)
-    held_out = RowWriter(scratch / "held_out.parquet", recipe, renderer, report, trained=False)
+    held_out = RowWriter(scratch / "held_out.parquet", recipe, renderer, report, trained=False, named=named)
     with train, held_out:
         for index, example in enumerate(read_examples(train_file)):
             writer = held_out if is_held_out is not None and is_held_out[index] else train
             writer.add(example)
         if others is not None:
             _add_other_held_out(held_out, report, others, set(prompts.tolist()))
-    if train.rows == 0:
-        report.require(recipe.row_limits, f"dataset {raw.train.reference}")
-        raise DataError("no training rows are left", where=f"dataset {raw.train.reference}", fix="lower held_out")
-    report.rows_trained, report.rows_held_out = train.rows, held_out.rows
-    report.tokens, report.trained_tokens = train.tokens, train.trained_tokens
     for finding in report.findings.values():
         finding.of = report.rows_read
+    if train.rows == 0:
+        report.require(recipe.row_limits, f"dataset {raw.train.reference}")
+        raise DataError(
+            f"no training rows are left of {report.rows_read}",
+            where=f"dataset {raw.train.reference}",
+            fix="correct the rows that are invalid or train nothing, or lower held_out",
+        )
+    report.rows_trained, report.rows_held_out = train.rows, held_out.rows
+    report.tokens, report.trained_tokens = train.tokens, train.trained_tokens
     train_split = train.store(content)
     packs = None
     if getattr(recipe, "packing", False):
@@ -229,14 +243,14 @@ def _prepare(
 
 
 def _normalize(
-    recipe: Recipe, raw: RawDataset, report: RowReport, path: Path, conversational: bool, name: str = ""
+    recipe: Recipe, raw: RawDataset, report: RowReport, path: Path, conversational: bool, named: str = ""
 ) -> tuple[Path, tuple[Any, Any]]:
     """Write a data set's valid examples to a file, one a line, and return their prompt and content keys."""
     prompts, contents = bytearray(), bytearray()
     rows = 0
     with path.open("w", encoding="utf-8") as stream:
         for outcome in normalized_examples(
-            raw, recipe.columns, recipe.max_rows if not name else None, conversational
+            raw, recipe.columns, recipe.max_rows if not named else None, conversational
         ):
             rows += 1
             if isinstance(outcome, Example):
@@ -246,7 +260,7 @@ def _normalize(
                 stream.write(json.dumps(asdict(outcome), ensure_ascii=True) + "\n")
             else:
                 row, reason = outcome
-                report.findings["invalid"].add(row.row_id, f"{name}{row.where}", reason)
+                report.findings["invalid"].add(row.row_id, f"{named}{row.where}", reason)
     if rows == 0:
         raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
     report.rows_read += rows

@@ -46,12 +46,24 @@ def _checked(chunk: list[RawRow], normalize: Normalize) -> Iterator[Outcome]:
     outcomes: list[Outcome] = []
     for row in chunk:
         try:
-            outcomes.append(normalize(row))
+            example = normalize(row)
+            _require_json(example)
+            outcomes.append(example)
         except RowProblem as problem:
             outcomes.append((row, str(problem)))
     problems = invalid_rows([outcome for outcome in outcomes if isinstance(outcome, Example)])
     for row, outcome in zip(chunk, outcomes, strict=True):
         yield (row, problems[row.row_id]) if row.row_id in problems else outcome
+
+
+def _require_json(example: Example) -> None:
+    """Columnar files hold what JSON and templates can't: dates, bytes, NaN; and JSON holds half characters."""
+    try:
+        _example_json(example).encode()
+    except UnicodeEncodeError as error:
+        raise RowProblem("holds half of a surrogate pair, which is no character") from error
+    except (TypeError, ValueError) as error:
+        raise RowProblem(f"holds what is not a JSON value: {error}") from error
 
 
 class RowWriter:
@@ -61,7 +73,16 @@ class RowWriter:
     may be fractional; and for held-out rows prompt_ids and expected (null where a row has no answer to compare).
     """
 
-    def __init__(self, path: Path, recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        recipe: Recipe,
+        renderer: Any,
+        report: RowReport,
+        *,
+        trained: bool,
+        named: str = "",
+    ) -> None:
         self.path = path
         self.rows = 0
         self.tokens = 0
@@ -70,6 +91,7 @@ class RowWriter:
         self._renderer = renderer
         self._report = report
         self._trained = trained
+        self._named = named
         self._weights = getattr(recipe, "train_on", "") == "customized"
         self._digest = hashlib.sha256()
         self._pending: list[dict[str, Any]] = []
@@ -94,19 +116,18 @@ class RowWriter:
             rendered = self._render(example)
             question = ([], None) if self._trained else question_of(example, self._renderer)
         except DataError as error:
-            self._report.findings["invalid"].add(example.row_id, example.where, error.what)
+            self._found("invalid", example, error.what)
             return
         ids, weights = rendered.input_ids, rendered.weights
         longest = self._recipe.max_length
         if self._trained:
             self._report.count_length(len(ids))
         if len(ids) > longest:
-            reason = f"{len(ids)} tokens, max_length is {longest}"
-            self._report.findings["truncated"].add(example.row_id, example.where, reason)
+            self._found("truncated", example, f"{len(ids)} tokens, max_length is {longest}")
             self._report.cut_tokens += len(ids) - longest
             ids, weights = ids[:longest], weights[:longest]
         if not any(weights):
-            self._report.findings["untrained"].add(example.row_id, example.where, self._why_untrained(rendered))
+            self._found("untrained", example, self._why_untrained(rendered))
             return
         row: dict[str, Any] = {
             "row_id": example.row_id,
@@ -142,6 +163,9 @@ class RowWriter:
             trained_tokens=self.trained_tokens,
             digest=self._digest.hexdigest(),
         )
+
+    def _found(self, kind: str, example: Example, reason: str) -> None:
+        self._report.findings[kind].add(example.row_id, f"{self._named}{example.where}", reason)
 
     def _render(self, example: Example) -> Any:
         if example.shape == "messages":
@@ -186,11 +210,9 @@ class RowWriter:
 
 
 def _example_json(example: Example) -> str:
+    value: dict[str, Any] = {"text": example.text}
     if example.shape == "messages":
-        value: dict[str, Any] = {"messages": list(example.messages)}
-        if example.tools:
-            value["tools"] = list(example.tools)
-        return json.dumps(value, ensure_ascii=False)
-    if example.shape == "prompt_completion":
-        return json.dumps({"prompt": example.prompt, "completion": example.completion}, ensure_ascii=False)
-    return json.dumps({"text": example.text}, ensure_ascii=False)
+        value = {"messages": list(example.messages), **({"tools": list(example.tools)} if example.tools else {})}
+    elif example.shape == "prompt_completion":
+        value = {"prompt": example.prompt, "completion": example.completion}
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

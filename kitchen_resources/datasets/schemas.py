@@ -7,6 +7,7 @@ from typing import Any
 from kitchen_resources.datasets.port import Example
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_CONTENTS = ("content", "tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
 def invalid_rows(examples: Sequence[Example]) -> dict[int, str]:
@@ -55,8 +56,7 @@ def _frame(shape: str, examples: Sequence[Example]) -> Any:
 
 
 def _has_content(message: Any) -> bool:
-    content = message.get("content")
-    return bool(content) or bool(message.get("tool_calls")) or bool(message.get("reasoning_content"))
+    return any(bool(message.get(key)) for key in _CONTENTS)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """Bringing rows of every common shape to an `Example`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from kitchen_resources.datasets.port import Example, RawRow
 from kitchen_resources.errors import DataError
@@ -30,6 +30,12 @@ _KNOWN = (
     "text",
 )
 
+_LEADING = ("messages", "conversations", "prompt", "instruction", "text")
+"""Columns that tell a shape by themselves, in the order in which they are looked for."""
+
+_ASKING = frozenset({"question", "query", "input", "instruction", "prompt", "problem", "source", "user"})
+_ANSWERING = frozenset({"answer", "response", "output", "completion", "solution", "target", "reply", "assistant"})
+
 
 class RowProblem(Exception):
     """A single row that doesn't have its data set's shape; becomes a finding of the row report."""
@@ -53,7 +59,8 @@ def shape_of(
     Raises:
         DataError: The columns are of no known shape, or `columns` names one that isn't there.
     """
-    present = set(columns)
+    found = [str(name) for name in columns]
+    present = set(found)
     for ours, theirs in renames.items():
         if theirs not in present:
             raise DataError(
@@ -62,12 +69,15 @@ def shape_of(
                 fix=f"columns: {{{ours}: one of those}}",
             )
     names = (present - set(renames.values())) | set(renames)
+    # What a recipe names explicitly goes before what else the rows hold.
+    named = names & set(_LEADING) & set(renames)
+    names -= set(_LEADING) - named if named else set()
     convert = _converter(names, conversational)
     if convert is None:
         raise DataError(
             f"its columns are {_listed(present)}, which is no known shape ({'; '.join(_KNOWN)})",
             where=reference,
-            fix=f"columns: {{prompt: {_guess(present, 0)}, completion: {_guess(present, 1)}}}",
+            fix=_suggestion(found),
         )
 
     def normalize(row: RawRow) -> Example:
@@ -102,39 +112,39 @@ def _converter(names: set[str], conversational: bool) -> "Callable[[RawRow, Mapp
 
 
 def _messages(row: RawRow, value: Mapping[str, Any], messages: Any) -> Example:
-    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
+    if not _is_filled_list(messages):
         raise RowProblem(f"messages must be a list of at least one message, this is {_described(messages)}")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise RowProblem(
                 f"message {index} must be an object with role and content, this is {_described(message)}"
             )
+    read = tuple(_message(message, index) for index, message in enumerate(messages))
     return Example(
         row.row_id,
         row.where,
         "messages",
-        messages=tuple(_message(message, index) for index, message in enumerate(messages)),
+        messages=(*_system_before(read, value), *read),
         tools=_tools(value.get("tools")),
     )
 
 
 def _sharegpt(row: RawRow, value: Mapping[str, Any]) -> Example:
     turns = value.get("conversations")
-    if not isinstance(turns, Sequence) or isinstance(turns, (str, bytes)) or not turns:
+    if not _is_filled_list(turns):
         raise RowProblem(f"conversations must be a list of at least one turn, this is {_described(turns)}")
     messages: list[Mapping[str, Any]] = []
-    if isinstance(value.get("system"), str) and value["system"]:
-        messages.append({"role": "system", "content": value["system"]})
     for index, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise RowProblem(f"turn {index} must be an object with from and value, this is {_described(turn)}")
         if "role" in turn and "from" not in turn:
             messages.append(turn)
             continue
-        role = turn.get("from")
-        if role not in _SHAREGPT_ROLES:
-            raise RowProblem(f"turn {index} is from {role!r}, which is none of {', '.join(_SHAREGPT_ROLES)}")
-        messages.append({"role": _SHAREGPT_ROLES[role], "content": turn.get("value")})
+        speaker = turn.get("from")
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+            raise RowProblem(f"turn {index} is from {speaker!r}, which is none of {', '.join(_SHAREGPT_ROLES)}")
+        others = {key: item for key, item in turn.items() if key not in ("from", "value")}
+        messages.append({**others, "role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
     return _messages(row, value, messages)
 
 
@@ -142,17 +152,16 @@ def _prompt_to_messages(row: RawRow, value: Mapping[str, Any], prompt: Any, answ
     if _is_messages(prompt):
         answers = answer if _is_messages(answer) else [{"role": "assistant", "content": _text(answer, "completion")}]
         return _messages(row, value, [*prompt, *answers])
-    messages: list[Mapping[str, Any]] = []
-    if isinstance(value.get("system"), str) and value["system"]:
-        messages.append({"role": "system", "content": value["system"]})
-    messages.append({"role": "user", "content": _text(prompt, "prompt")})
-    messages.append({"role": "assistant", "content": _text(answer, "completion")})
-    return _messages(row, value, messages)
+    asked = {"role": "user", "content": _text(prompt, "prompt")}
+    return _messages(row, value, [asked, {"role": "assistant", "content": _text(answer, "completion")}])
 
 
 def _prompt_to_text(row: RawRow, value: Mapping[str, Any], prompt: Any, answer: Any) -> Example:
     if _is_messages(prompt):
         return _prompt_to_messages(row, value, prompt, answer)
+    for name in ("system", "tools"):
+        if value.get(name):
+            raise RowProblem(f"has `{name}`, which raw text has no place for; set a chat_template")
     return Example(
         row.row_id,
         row.where,
@@ -160,6 +169,18 @@ def _prompt_to_text(row: RawRow, value: Mapping[str, Any], prompt: Any, answer: 
         prompt=_text(prompt, "prompt"),
         completion=_text(answer, "completion"),
     )
+
+
+def _system_before(messages: Sequence[Mapping[str, Any]], value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The system message that a row holds as a column of its own, unless its messages begin with it."""
+    system = value.get("system")
+    if not isinstance(system, str) or not system:
+        return []
+    if messages[0].get("role") not in ("system", "developer"):
+        return [{"role": "system", "content": system}]
+    if messages[0].get("content") != system:
+        raise RowProblem("has `system` and another system message in its conversation")
+    return []
 
 
 def _instruction(value: Mapping[str, Any]) -> Any:
@@ -193,6 +214,10 @@ def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
     return known
 
 
+def _is_filled_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and bool(value)
+
+
 def _is_messages(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
@@ -211,6 +236,14 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(map(str, names))) or "none"
 
 
-def _guess(names: set[str], index: int) -> str:
-    ordered = sorted(names)
-    return ordered[index] if index < len(ordered) else "…"
+def _suggestion(columns: Sequence[str]) -> str:
+    """The line to write, with the columns that look like a question and an answer, else the first ones."""
+    if len(columns) == 1:
+        return f"columns: {{text: {columns[0]}}}"
+    prompt = _first(columns, lambda name: name in _ASKING, lambda name: name not in _ANSWERING)
+    answer = _first(columns, lambda name: name in _ANSWERING, lambda name: name != prompt)
+    return f"columns: {{prompt: {prompt}, completion: {answer}}}"
+
+
+def _first(columns: Sequence[str], *tests: Callable[[str], bool]) -> str:
+    return next((name for test in tests for name in columns if test(name)), "…")

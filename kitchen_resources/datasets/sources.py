@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kitchen_resources.datasets.files import is_data_file, read_rows
+from kitchen_resources.datasets.files import is_data_file, read_rows, reader_of
 from kitchen_resources.datasets.port import RawDataset, RawRow
 from kitchen_resources.digests import FileDigests, digest_json
 from kitchen_resources.errors import DataError
@@ -16,6 +16,8 @@ _SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval"),
 }
+# A hub's own name for the files of a split, which may be any: data/train_sft-00000-of-00003.parquet.
+_SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 
@@ -52,11 +54,11 @@ class SourceDatasets:
         from kitchen_resources.hub import fetch_dataset, is_repo_id
 
         repo_id, _, revision = reference.partition("@")
-        if not reference or not is_repo_id(repo_id) or re.search(r"\.\w+\Z", repo_id.split("/")[-1]):
+        if not is_repo_id(repo_id) or is_data_file(Path(repo_id)):
             raise DataError(
                 "there is no such file or folder" if reference else "no data set is named",
                 where=f"dataset {reference!r}" if reference else "dataset",
-                fix="dataset: a file, a folder, a hub id such as org/name, or embedded:NAME",
+                fix="name a file, a folder, a hub id such as org/name, or embedded:NAME",
             )
         snapshot = fetch_dataset(repo_id, revision=revision or None)
         files = _files_of_split(reference, snapshot.folder, split)
@@ -66,6 +68,7 @@ class SourceDatasets:
     def _of_files(self, reference: str, kind: str, folder: Path, paths: list[Path]) -> RawDataset:
         names = {path: path.relative_to(folder).as_posix() for path in paths}
         for path, name in names.items():
+            reader_of(path, name)
             if path.stat().st_size == 0:
                 raise DataError("is empty", where=name, fix="write at least one row to it")
         files = {name: self._digests(path) for path, name in names.items()}
@@ -120,14 +123,21 @@ def _files_of_split(reference: str, folder: Path, split: str) -> list[Path]:
         by_split.setdefault(_split_of(path.relative_to(folder)) or "", []).append(path)
     if set(by_split) == {""}:
         by_split = {"train": by_split[""]}
-    wanted = next((name for name, words in _SPLIT_NAMES.items() if split in words), split)
+    wanted = _plain_name(split)
     if wanted not in by_split:
         found = ", ".join(sorted(name for name in by_split if name))
         raise DataError(f"has no split {split!r}", where=reference, fix=f"split: one of {found}")
     return by_split[wanted]
 
 
+def _plain_name(split: str) -> str:
+    return next((name for name, words in _SPLIT_NAMES.items() if split in words), split)
+
+
 def _split_of(path: Path) -> str | None:
+    shard = _SHARD.fullmatch(path.as_posix())
+    if shard is not None:
+        return _plain_name(shard[1])
     words = re.split(r"[^a-z0-9]+", path.with_suffix("").as_posix().lower())
     for name, known in _SPLIT_NAMES.items():
         if any(word in known for word in words):

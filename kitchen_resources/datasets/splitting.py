@@ -44,9 +44,10 @@ def choose_held_out(
 ) -> "numpy.ndarray[tuple[int], numpy.dtype[numpy.bool_]]":
     """Which rows to hold out, so that no prompt is on both sides.
 
-    Rows with one prompt stay together. Groups are taken in the order of a hash of seed and prompt until the share
-    is reached, at least one row is held out, and at least one group is left to train on. Where all rows share one
-    prompt, they are told apart by their whole content instead.
+    Rows with one prompt stay together. Groups are taken in the order of a hash of seed and prompt, as far as they
+    fit into the share: one large group can't empty the training set. At least one group is held out, the smallest
+    where none fits, and at least one is left to train on. Where all rows share one prompt, they are told apart by
+    their whole content instead.
 
     Args:
         prompts: `prompt_key` of each row, shape (n,).
@@ -69,14 +70,15 @@ def choose_held_out(
         return held_out
     salt = f"held-out/{seed}/".encode()
     order = sorted(range(len(groups)), key=lambda index: hashlib.sha256(salt + groups[index].tobytes()).digest())
-    wanted = max(1, round(share * len(prompts)))
+    wanted = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     chosen = numpy.zeros(len(groups), dtype=bool)
     taken = 0
-    for index in order[: len(groups) - 1]:
-        if taken >= wanted:
-            break
-        chosen[index] = True
-        taken += int(sizes[index])
+    for index in order:
+        if taken + sizes[index] <= wanted:
+            chosen[index] = True
+            taken += sizes[index]
+    if taken == 0:
+        chosen[min(order, key=lambda index: sizes[index])] = True
     return chosen[membership.reshape(-1)]
 
 

@@ -4,8 +4,8 @@
 they were chosen.
 """
 
-from kitchen_resources.embedded.model import write_model
+from kitchen_resources.embedded.model import model_digest, write_model
 from kitchen_resources.embedded.tasks import DEFAULT_TASK, PROCEDURAL, ProceduralSet, rows
 from kitchen_resources.embedded.tokenizer import build_tokenizer
 
-__all__ = ["DEFAULT_TASK", "PROCEDURAL", "ProceduralSet", "build_tokenizer", "rows", "write_model"]
+__all__ = ["DEFAULT_TASK", "PROCEDURAL", "ProceduralSet", "build_tokenizer", "model_digest", "rows", "write_model"]

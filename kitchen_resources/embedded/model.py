@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kitchen_resources.digests import digest_bytes, digest_json
 from kitchen_resources.embedded.tokenizer import MAX_LENGTH, PAD_ID, TURN_END_ID, VOCAB_SIZE, tokenizer_files
 from kitchen_resources.errors import ConfigError
 
@@ -111,6 +112,15 @@ def model_files(*, seed: int = 0) -> dict[str, bytes]:
         "model.safetensors": save(initial_weights(parameter_shapes(), seed=seed), metadata={"format": "pt"}),
         **tokenizer_files(),
     }
+
+
+def model_digest(*, seed: int = 0) -> str:
+    """Digest over every file of the model's folder.
+
+    A cache does well to name the folder by it: then the model of another version of the kitchen lies beside this one
+    and isn't taken for it.
+    """
+    return digest_json({name: digest_bytes(data) for name, data in model_files(seed=seed).items()})
 
 
 def write_model(folder: Path, *, seed: int = 0) -> None:

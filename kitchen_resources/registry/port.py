@@ -45,6 +45,7 @@ class Registration:
         identity: What the fingerprint is the digest of.
         environment: Library versions and device of the training.
         launch: Run that registered it.
+        simulated: Nothing was learned; such a version is never a candidate.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Registration:
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
     launch: str
+    simulated: bool
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def judge(rule: PromotionRule, metric: str, version: ModelVersion, in_production
         version: The version to promote.
         in_production: What is in production, or None.
     """
+    if version.simulated:
+        return Verdict(False, "the version is simulated", {"version": version.version})
     found = version.metrics.get(metric)
     numbers: dict[str, Any] = {"metric": metric, "version": version.version, "measured": found}
     if found is None:

@@ -11,12 +11,12 @@ from kitchen_resources.training.exporting import files_from_json
 
 
 def register_model(launch: Launch) -> ModelVersion:
-    """Register the model that this launch made, and point `candidate` to it.
+    """Register the model that this launch made, and point `candidate` to it unless it is simulated.
 
     Registering the same model again finds the same version.
 
     Raises:
-        RegistryError: The launch made no model, or it is simulated.
+        RegistryError: The launch made no model.
     """
     model, evaluated = launch.read("model"), launch.read("evaluation")
     where = f"recipe {launch.name}"
@@ -34,7 +34,7 @@ def register_model(launch: Launch) -> ModelVersion:
             "the checkpoint of the model is gone", where=where, fix=f"run the job {launch.name} again"
         )
     version = launch.ports.registry.register(_registration(launch, model, final, entry))
-    while (at := launch.ports.registry.alias(launch.name, CANDIDATE)) != version.version:
+    while not version.simulated and (at := launch.ports.registry.alias(launch.name, CANDIDATE)) != version.version:
         launch.ports.registry.move_alias(launch.name, CANDIDATE, version.version, expected=at)
     return version
 
@@ -63,6 +63,7 @@ def _registration(launch: Launch, model: Any, final: FinalEvaluation, entry: Che
         identity=manifest.identity,
         environment=manifest.environment,
         launch=launch.run_id,
+        simulated=manifest.simulated,
     )
 
 

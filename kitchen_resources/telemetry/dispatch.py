@@ -44,7 +44,7 @@ class Dispatcher:
             if index not in self._broken:
                 self._broken.add(index)
                 _log.warning(
-                    "telemetry handler %s failed on %s and misses events from now on: %r",
+                    "telemetry handler %s failed on %s, and events may be missing there (this is said once): %r",
                     type(handler).__name__,
                     event.name if event else "close",
                     error,

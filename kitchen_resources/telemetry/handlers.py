@@ -1,9 +1,11 @@
 """Console and JSONL handlers."""
 
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +52,7 @@ class ConsoleHandler:
             )
         if event.name == "training.checkpoint":
             return f"{recipe}: checkpoint at step {about['step']}  {values['bytes'] / 2**20:,.1f} MiB"
-        if event.name in ("training.eval", "eval.complete"):
+        if event.name in ("training.eval", "eval.complete") and values:
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             what = f"epoch {about['epoch']} evaluated" if "epoch" in about else "model evaluated"
             return f"{recipe}: {what}  {numbers}"
@@ -61,13 +63,16 @@ class ConsoleHandler:
             )
         if event.name == "model.registered":
             return f"{recipe}: registered {about['name']} version {about['version']}"
-        if event.name in ("workflow.run.exception", "stage.run.exception"):
-            return f"{recipe}: {about.get('stage', about.get('workflow'))} failed: {about['error']}"
+        if event.name == "stage.run.exception":
+            return f"{recipe}: {about['stage']} failed: {about['error']}"
         return None
 
 
 class JsonlHandler:
-    """One JSON object a line, appended and flushed event by event, so that a killed run loses none."""
+    """One JSON object a line, appended and flushed event by event, so that a killed run loses none.
+
+    A number that isn't finite is null, for JSON has no such number; what JSON doesn't know is written as its text.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -82,10 +87,10 @@ class JsonlHandler:
         record = {
             "timestamp": event.time,
             "event": event.name,
-            "measurements": dict(event.measurements),
-            "metadata": dict(event.metadata),
+            "measurements": {name: _plain(value) for name, value in event.measurements.items()},
+            "metadata": {name: _plain(value) for name, value in event.metadata.items()},
         }
-        self._file.write(json.dumps(record, default=str) + "\n")
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -115,6 +120,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return events
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if hasattr(value, "tolist"):
+        # Numbers and arrays of numpy and torch.
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _span(seconds: float) -> str:

@@ -28,6 +28,7 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
             "duration_s",
             "host_memory_bytes",
             "device_memory_bytes",
+            "<of the method>",
         ),
         ("recipe", "fingerprint", "epoch", "step", "total_steps"),
     ),
@@ -49,7 +50,7 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "eval.complete": ("The final model was evaluated.", ("<evaluation>/<metric>",), ("recipe", "fingerprint")),
     "model.registered": ("A version was registered.", ("count",), ("recipe", "name", "version")),
 }
-"""Event -> what it says, its measurements, its metadata."""
+"""Event -> what it says, its measurements, its metadata. A name in angle brackets stands for any number of names."""
 
 
 @dataclass(frozen=True)

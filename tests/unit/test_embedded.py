@@ -17,14 +17,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from kitchen_resources import embedded
-from kitchen_resources.digests import digest_bytes, digest_json
+from kitchen_resources.digests import digest_bytes, digest_folder, digest_json
 from kitchen_resources.embedded import model
 from kitchen_resources.embedded.tokenizer import byte_characters, tokenizer_files
 from kitchen_resources.errors import ConfigError, DataError
 
 # A change here is a change of identity: a finished run of the built-in recipes would be trained anew.
 FILES = {
-    "chat_template.jinja": "0c802f9a29e1a3076b81a64408c8a4585b103019a4cc4fbe1093d62f92c16745",
+    "chat_template.jinja": "fe52653f93d6d85e9c0b5ed290e2ffabd68819e0cbcc42e4744517d0d714a79b",
     "config.json": "48b7a17214865983d13a63b54e354c5e8fb0c6df3931e70c1c8e844f1f0a9099",
     "generation_config.json": "e70192951dd2f223367cb1bda9247ce459086dde6c41ed416d8fdb91e9d974cf",
     "model.safetensors": "990bf68750ed4a0227e5ad1a4dfcc4f8bcd6e9008d639c53f0665132dee4cd7d",
@@ -65,6 +65,12 @@ def test_there_is_no_file_that_is_not_pinned() -> None:
 def test_a_seed_moves_the_weights_and_nothing_else() -> None:
     first, second = model.model_files(seed=0), model.model_files(seed=1)
     assert [name for name in first if first[name] != second[name]] == ["model.safetensors"]
+
+
+def test_the_digest_of_the_model_is_that_of_its_written_folder(tmp_path: Path) -> None:
+    embedded.write_model(tmp_path / "model", seed=2)
+    digest, _ = digest_folder(tmp_path / "model", sorted(FILES))
+    assert embedded.model_digest(seed=2) == digest != embedded.model_digest()
 
 
 def test_the_config_names_no_library_version() -> None:

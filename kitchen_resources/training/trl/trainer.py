@@ -117,6 +117,8 @@ class KitchenTrainerMixin:
         ):
             group.update(values)
             group["lr"] = base * factor(step)
+        # What the Trainer logs as the step's rate is what the schedule says that it set last.
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the state as safetensors and JSON, and hand it over; transformers' own writing is not used."""
