@@ -1,14 +1,14 @@
 """Around every stage: preflight, telemetry, and errors that a person can act on."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import dagster as dg
 
 from kitchen_assets.context import StageContext, stage_context
-from kitchen_resources.errors import KitchenError
+from kitchen_resources.errors import ConfigError, KitchenError
 from kitchen_resources.training.preflight import preflight
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ def run_stage(
         dagster.Failure: With the kitchen's message, caused by the kitchen's error.
     """
     try:
+        refuse_environment(context.run.run_config)
         kitchen = stage_context(context, recipe_name, partitions)
     except KitchenError as error:
         context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
@@ -53,6 +54,27 @@ def run_stage(
         if needs_preflight:
             _preflight_once(kitchen)
         return work(kitchen)
+
+
+def refuse_environment(run_config: Any, path: str = "run config") -> None:
+    """Refuse run config that reads environment variables, which Dagster allows for every text, number and flag.
+
+    Whoever can launch would read the location's secrets so: `dataset: {env: HF_TOKEN}` asked a hub for a data set
+    of the token's name, and wrote it into the log.
+
+    Raises:
+        ConfigError: Somewhere in it stands `{env: NAME}`.
+    """
+    if isinstance(run_config, Mapping):
+        if set(run_config) == {"env"}:
+            raise ConfigError(
+                f"reads the environment variable {run_config['env']}", where=path, fix="write the value itself"
+            )
+        for key, value in run_config.items():
+            refuse_environment(value, f"{path}.{key}")
+    elif isinstance(run_config, (list, tuple)):
+        for index, value in enumerate(run_config):
+            refuse_environment(value, f"{path}.{index}")
 
 
 def _preflight_once(kitchen: StageContext) -> None:

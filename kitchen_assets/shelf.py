@@ -1,15 +1,16 @@
 """What is on the shelf: exporting models, and the room that runs take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import default_store, open_store
+from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
-from kitchen_resources.errors import ConfigError, LeaseHeld
+from kitchen_resources.errors import CheckpointError, ConfigError, LeaseHeld
 from kitchen_resources.registry.port import ModelVersion
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.training.exporting import export_stored_checkpoint, write_model_folder
@@ -66,7 +67,13 @@ def export(source: str, target: str | Path, merged: bool = True, *, blobs: BlobS
         )
     checkpoints = CheckpointStore(store)
     runs = checkpoints.find(name) if len(name) >= 4 and set(name) <= set("0123456789abcdef") else []
-    if len(runs) == 1 and which.isdigit():
+    if len(runs) > 1 and which.isdecimal():
+        raise ConfigError(
+            f"{len(runs)} runs start with {name}",
+            where="export",
+            fix=f"give more digits: {', '.join(run[:16] for run in runs[:5])}",
+        )
+    if len(runs) == 1 and which.isdecimal():
         return export_stored_checkpoint(checkpoints, runs[0], int(which), folder, merged=merged)
     version = _version(StoreRegistry(store), name, which)
     if (version.model.kind == "adapter") == (not merged):
@@ -90,12 +97,20 @@ def prune(run: str = "", *, keep_last: int = 1, blobs: BlobStore | None = None) 
 
     Returns:
         The steps pruned, by fingerprint. Runs that are being trained are left alone.
+
+    Raises:
+        ConfigError: No run starts with those digits, or `keep_last` is negative.
     """
+    if keep_last < 0:
+        raise ConfigError(f"is {keep_last}, and must be at least 0", where="keep_last", fix="keep_last=1")
     store = blobs or open_store(default_store())
     checkpoints = CheckpointStore(store)
     protected = StoreRegistry(store).protected_manifests()
     pruned: dict[str, list[int]] = {}
-    for fingerprint in checkpoints.find(run):
+    found = checkpoints.find(run)
+    if run and not found:
+        raise ConfigError(f"no run starts with {run}", where="prune", fix="see kitchen_assets.storage()")
+    for fingerprint in found:
         try:
             lease = acquire(store, fingerprint, run="prune", wait_s=0)
         except LeaseHeld:
@@ -113,7 +128,7 @@ def prune(run: str = "", *, keep_last: int = 1, blobs: BlobStore | None = None) 
 
 
 def _version(registry: StoreRegistry, name: str, which: str) -> ModelVersion:
-    number = int(which) if which.isdigit() else registry.alias(name, which)
+    number = int(which) if which.isdecimal() else registry.alias(name, which)
     if number is None:
         raise ConfigError(
             f"model {name!r} has no alias {which!r}", where="export", fix=f"{name}@candidate, or a number"
@@ -127,7 +142,7 @@ def _stored_runs(checkpoints: CheckpointStore) -> Iterator[StoredRun]:
         entries = head.entries()
         whole = [entry for entry in entries if entry.payload == "present"]
         yield StoredRun(
-            recipe=checkpoints.manifest(entries[0]).recipe if entries else "",
+            recipe=_recipe_of(checkpoints, entries),
             fingerprint=fingerprint,
             checkpoints=len(entries),
             whole=len(whole),
@@ -135,3 +150,13 @@ def _stored_runs(checkpoints: CheckpointStore) -> Iterator[StoredRun]:
             ended=head.end.reason if head.end else "",
             held_by=head.holder.run if head.holder else "",
         )
+
+
+def _recipe_of(checkpoints: CheckpointStore, entries: Sequence[CheckpointEntry]) -> str:
+    for entry in entries:
+        try:
+            return checkpoints.manifest(entry).recipe
+        except CheckpointError:
+            # Damaged; the other runs are to be seen all the same.
+            continue
+    return ""

@@ -3,10 +3,29 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _CELL = 160
+
+# Rows are other people's text: none of it may end the cell, mark up the page, or load an image from elsewhere.
+_ESCAPED = str.maketrans(
+    {
+        "\\": "\\\\",
+        "|": "\\|",
+        "`": "\\`",
+        "*": "\\*",
+        "~": "\\~",
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "\n": " ⏎ ",
+        "\r": " ",
+    }
+)
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""One that isn't inside a word, as `held_out` has it, where it is no markup."""
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -14,7 +33,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "none"
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -24,9 +43,7 @@ def _cell(value: Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= _CELL else f"{text[: _CELL - 1]}…"
-    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), (">", "&gt;"), ("\n", " ⏎ "), ("`", "\\`")):
-        text = text.replace(sign, escaped)
-    return text
+    return _UNDERSCORE.sub(r"\\_", text.replace("\r\n", "\n").translate(_ESCAPED)).replace("](", "]\\(")
 
 
 def loss_plot(

@@ -24,7 +24,7 @@ from kitchen_resources.datasets.prepare import (
 )
 from kitchen_resources.datasets.renderers import RecipeRenderer, make_renderer
 from kitchen_resources.datasets.report import RowReport
-from kitchen_resources.digests import canonical_json, digest_json
+from kitchen_resources.digests import canonical_json, digest_bytes
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
@@ -167,7 +167,9 @@ class Launch:
             if (value := getattr(self.recipe, name)) is not None
         }
         backend = self.ports.trainer.adapter.capabilities().backend
-        return digest_json({"recipe": values, "backend": backend})[:16]
+        # Not canonical JSON, which takes no NaN: a launch is named before preflight refuses its values.
+        text = json.dumps({"recipe": values, "backend": backend}, sort_keys=True, default=str)
+        return digest_bytes(text.encode())[:16]
 
 
 def _plain(value: Any) -> Any:

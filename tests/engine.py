@@ -14,6 +14,7 @@ from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.datasets.port import DatasetStore
 from kitchen_resources.datasets.sources import NoopDatasets
+from kitchen_resources.digests import digest_json
 from kitchen_resources.evaluation.local import NoopEvaluator
 from kitchen_resources.evaluation.port import Evaluator
 from kitchen_resources.launch import Launch
@@ -185,9 +186,15 @@ class Engine:
         return replace(self, told=Told(), **others)
 
 
+_recipes: dict[str, Recipe] = {}
+
+
 def recipe(name: str = "supervised", **fields: Any) -> Recipe:
-    """The small recipe, with some fields changed."""
-    return bind(SupervisedRecipe, {**SMALL, **fields}, RecipeDefinition(name=name))
+    """The small recipe, with some fields changed. Recipes are frozen, and Dagster takes its time to make one."""
+    key = digest_json([name, fields])
+    if key not in _recipes:
+        _recipes[key] = bind(SupervisedRecipe, {**SMALL, **fields}, RecipeDefinition(name=name))
+    return _recipes[key]
 
 
 def states(head: Head) -> dict[int, str]:
@@ -200,9 +207,15 @@ def epoch_ends(head: Head) -> dict[int, str]:
     return {entry.step: entry.state_digest for entry in head.entries() if entry.epoch_complete}
 
 
+_undisturbed: dict[str, dict[int, str]] = {}
+
+
 def undisturbed(**fields: Any) -> dict[int, str]:
     """What `epoch_ends` is when nothing goes wrong, in a store of its own."""
-    return epoch_ends(Engine().finish(**fields).head)
+    key = digest_json(fields)
+    if key not in _undisturbed:
+        _undisturbed[key] = epoch_ends(Engine().finish(**fields).head)
+    return _undisturbed[key]
 
 
 def payload_keys(engine: Engine) -> set[str]:

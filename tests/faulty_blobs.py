@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore, Stored
 from kitchen_resources.errors import BlobError
 
@@ -84,6 +85,11 @@ class FaultyBlobs:
         return self.inner.uri
 
 
+def is_away(verb: str, key: str) -> None:
+    """As `before` or `after`: the store is away."""
+    raise BlobError("the store is away", where=key)
+
+
 class NthWrite:
     """Fails the n-th write, once; counts all of them.
 
@@ -102,4 +108,19 @@ class NthWrite:
         self.count += 1
         if self.count == self.number:
             self.hit = f"{verb} {key}"
-            raise BlobError("the store is away", where=key)
+            is_away(verb, key)
+
+
+class RetryingBlobs(MemoryBlobs):
+    """A store whose client repeats a swap that was done: the answer is that the object has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeats = 0
+
+    def compare_and_swap(self, key: str, expected: str | None, data: bytes) -> str | None:
+        version = super().compare_and_swap(key, expected, data)
+        if self.repeats and version is not None:
+            self.repeats -= 1
+            return None
+        return version

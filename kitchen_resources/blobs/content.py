@@ -1,5 +1,6 @@
 """Immutable content by digest, on any blob store: `blobs/sha256/<sha256>`, verified whenever it is read."""
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ class ContentStore:
         self.blobs = blobs
 
     def put(self, data: bytes) -> str:
-        """Store bytes; returns their sha256."""
+        """Store bytes; returns their sha256. A damaged object of that name is replaced."""
         sha256 = digest_bytes(data)
-        self.blobs.put_if_absent(content_key(sha256), data)
+        key = content_key(sha256)
+        if not self.blobs.put_if_absent(key, data):
+            stored = self.blobs.get(key)
+            if stored is None or stored.data != data:
+                self.blobs.delete(key)
+                self.blobs.put_if_absent(key, data)
         return sha256
 
     def put_json(self, value: Any) -> str:
@@ -35,9 +41,9 @@ class ContentStore:
         return self.put(canonical_json(value))
 
     def put_file(self, path: Path) -> StoredFile:
-        """Store a file that won't be written again."""
+        """Store a file that won't be written again. A damaged object of its name is replaced."""
         sha256 = digest_file(path)
-        self.blobs.put_file(content_key(sha256), path)
+        put_sound_file(self.blobs, content_key(sha256), path, sha256)
         return StoredFile(sha256, path.stat().st_size)
 
     def get(self, sha256: str) -> bytes:
@@ -75,3 +81,28 @@ class ContentStore:
 def content_key(sha256: str) -> str:
     """Key of immutable content."""
     return f"blobs/sha256/{sha256}"
+
+
+def put_sound_file(blobs: BlobStore, key: str, path: Path, sha256: str) -> None:
+    """Store a file under a key that its digest is part of. A damaged object that is there already is replaced.
+
+    Without that, what was damaged once could never be made again: its name is taken.
+
+    Args:
+        blobs: The store.
+        key: The key.
+        path: The file, which won't be written again.
+        sha256: Its digest.
+    """
+    if blobs.put_file(key, path):
+        return
+    copy = blobs.scratch() / f"compare-{uuid.uuid4().hex}"
+    try:
+        if blobs.size(key) == path.stat().st_size:
+            blobs.get_file(key, copy)
+            if digest_file(copy) == sha256:
+                return
+    finally:
+        copy.unlink(missing_ok=True)
+    blobs.delete(key)
+    blobs.put_file(key, path)

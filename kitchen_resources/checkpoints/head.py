@@ -138,7 +138,7 @@ def decode_head(data: bytes, key: str) -> Head:
     """A stored head.
 
     Raises:
-        CheckpointError: It isn't one, or of a format this version doesn't know.
+        CheckpointError: It isn't one, of a format this version doesn't know, or another run's.
     """
     try:
         value = json.loads(data)
@@ -148,6 +148,12 @@ def decode_head(data: bytes, key: str) -> Head:
                 f"has format {version}, this version reads {FORMAT}",
                 where=key,
                 fix="upgrade crucible-kitchen",
+            )
+        if head_key(value["fingerprint"]) != key:
+            raise CheckpointError(
+                f"is the head of run {str(value['fingerprint'])[:12]}",
+                where=key,
+                fix="delete it, or restore the object from a backup of the store",
             )
         holder = value.pop("holder")
         end = value.pop("end")

@@ -43,20 +43,42 @@ def this_holder(run: str) -> Holder:
         host=_host(),
         boot=_boot(),
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=_started(os.getpid()),
         run=run,
     )
 
 
+def is_this_process(holder: Holder) -> bool:
+    """Whether the holder is, or was, in this process."""
+    here = (_host(), _boot(), os.getpid(), _started(os.getpid()))
+    return (holder.host, holder.boot, holder.pid, holder.started) == here
+
+
 def is_gone(holder: Holder) -> bool:
-    """Whether the holder's process is known to be gone. False when it can't be known: another host or boot."""
+    """Whether the holder's process is known to be gone. False when it can't be known: another host or container."""
     if holder.host != _host():
         return False
     if holder.boot != _boot():
         # The same host after a reboot: nothing of before lives. Another container on it: can't be known.
         return holder.boot.split("/")[0] != _boot().split("/")[0]
     try:
-        process = psutil.Process(holder.pid)
-        return bool(process.create_time() != holder.started or process.status() == psutil.STATUS_ZOMBIE)
+        return _started(holder.pid) != holder.started or psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return not psutil.pid_exists(holder.pid)
+
+
+def _started(pid: int) -> float:
+    """When a process of this host started: on Linux in clock ticks since boot, elsewhere in seconds since 1970.
+
+    Not psutil's time on Linux: it moves when the clock is set, and a living holder would look like another process.
+
+    Raises:
+        psutil.NoSuchProcess: There is none of this number.
+    """
+    created = psutil.Process(pid).create_time()
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return created
+    # The name, in parentheses, may itself hold spaces and parentheses; the start is the 20th field after it.
+    return float(stat.rpartition(")")[2].split()[19])

@@ -3,17 +3,22 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.head import Head, Holder, decode_head, encode_head, head_key
-from kitchen_resources.checkpoints.holder import is_gone, this_holder
+from kitchen_resources.checkpoints.holder import is_gone, is_this_process, this_holder
 from kitchen_resources.errors import KitchenError, LeaseHeld, LeaseLost
 
 LEASE_TTL_S = 30.0
 """A holder on another host is taken to be gone when its heartbeat stood still for this long, in seconds."""
 
 _POLL_S = 0.5
+
+# The holders of this process that are at work or waiting. One that couldn't give its lease back, the store being
+# away, is not among them: its process lives, and yet nobody need wait for it.
+_held: set[str] = set()
 
 
 class Lease:
@@ -66,14 +71,18 @@ class Lease:
     def release(self) -> None:
         """Give the lease back; also after it was lost, and more than once."""
         self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        with self._lock:
-            if self._lost is None:
-                try:
-                    self._swap(lambda head: replace(head, holder=None))
-                finally:
-                    self._lost = LeaseLost("the lease was given back", where=self._key)
+        try:
+            if self._thread is not threading.current_thread():
+                self._thread.join()
+            with self._lock:
+                if self._lost is None:
+                    try:
+                        with suppress(LeaseLost):
+                            self._swap(lambda head: replace(head, holder=None))
+                    finally:
+                        self._lost = LeaseLost("the lease was given back", where=self._key)
+        finally:
+            _held.discard(self._holder.id)
 
     def _swap(self, change: Callable[[Head], Head]) -> Head:
         while True:
@@ -86,6 +95,9 @@ class Lease:
             # A swap whose answer was lost, or that failed after it was done, looks like a lost race: see whose head
             # it is. As long as it names this holder, nobody else wrote it.
             stored = self._blobs.get(self._key)
+            if stored is not None and stored.data == data:
+                self._head, self._version = head, stored.version
+                return head
             found = decode_head(stored.data, self._key) if stored else None
             if stored is None or found is None or found.holder is None or found.holder.id != self._holder.id:
                 self._lost = LeaseLost(
@@ -95,8 +107,6 @@ class Lease:
                 )
                 raise self._lost
             self._head, self._version = found, stored.version
-            if stored.data == data:
-                return found
 
     def _beat(self) -> None:
         last_success = time.monotonic()
@@ -140,8 +150,24 @@ def acquire(
     Raises:
         LeaseHeld: The holder still lives after `wait_s`.
     """
-    key = head_key(fingerprint)
     holder = this_holder(run)
+    _held.add(holder.id)
+    try:
+        return _take(blobs, fingerprint, holder, wait_s, ttl_s, on_wait)
+    except BaseException:
+        _held.discard(holder.id)
+        raise
+
+
+def _take(
+    blobs: BlobStore,
+    fingerprint: str,
+    holder: Holder,
+    wait_s: float,
+    ttl_s: float,
+    on_wait: Callable[[Holder], None],
+) -> Lease:
+    key = head_key(fingerprint)
     deadline = time.monotonic() + wait_s
     seen: tuple[int, int] | None = None
     seen_at = 0.0
@@ -152,7 +178,10 @@ def acquire(
         now = time.monotonic()
         if (head.token, head.heartbeat) != seen:
             seen, seen_at = (head.token, head.heartbeat), now
-        if head.holder is None or is_gone(head.holder) or now - seen_at > ttl_s:
+        if stored is not None and head.holder == holder:
+            # Taken by a swap whose answer was lost.
+            return Lease(blobs, head, stored.version, holder, ttl_s)
+        if head.holder is None or _is_free(head.holder) or now - seen_at > ttl_s:
             taken = replace(head, holder=holder, token=head.token + 1, heartbeat=0)
             version = blobs.compare_and_swap(key, stored.version if stored else None, encode_head(taken))
             if version is not None:
@@ -168,6 +197,11 @@ def acquire(
             on_wait(head.holder)
             told = True
         time.sleep(min(_POLL_S, max(deadline - now, 0.01)))
+
+
+def _is_free(holder: Holder) -> bool:
+    """Whether a holder is known not to be at work any more: its process is gone, or is this one and holds it not."""
+    return is_gone(holder) or (is_this_process(holder) and holder.id not in _held)
 
 
 def _name(holder: Holder | None) -> str:

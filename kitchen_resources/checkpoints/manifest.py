@@ -1,6 +1,7 @@
 """The manifest of a checkpoint: the immutable record of what it is, where it came from, and its files."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ FORMAT = 1
 LEDGER_FILE = "ledger.json"
 STEPS_FILE = "steps.jsonl"
 
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -26,6 +29,7 @@ class Manifest:
         environment: Library versions, CPU capability, device, threads when it was made.
         base: The base model: reference, digest, revision.
         serving: What an export needs besides: weight type, chat template, pad and stop tokens.
+        token: Token of the holder that published it, under which its payload lies.
         epoch: From 1.
         global_step: Optimiser steps since the start of the run.
         steps_into_epoch: Optimiser steps in this epoch.
@@ -44,6 +48,7 @@ class Manifest:
     environment: Mapping[str, Any]
     base: Mapping[str, Any]
     serving: Mapping[str, Any]
+    token: int
     epoch: int
     global_step: int
     steps_into_epoch: int
@@ -88,12 +93,22 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
                 where=key,
                 fix="upgrade crucible-kitchen",
             )
-        files = {name: StoredFile(**file) for name, file in value.pop("files").items()}
-        records = {name: StoredFile(**file) for name, file in value.pop("records").items()}
+        files = {name: _decode_file(file) for name, file in value.pop("files").items()}
+        records = {name: _decode_file(file) for name, file in value.pop("records").items()}
         manifest = Manifest(files=files, records=records, **value)
+        if not isinstance(manifest.token, int):
+            raise ValueError(f"token {manifest.token!r}")
         cursor = (manifest.epoch, manifest.global_step, manifest.steps_into_epoch)
         if manifest.state_digest != state_digest(files, records[LEDGER_FILE].sha256, cursor):
             raise CheckpointError("its state digest doesn't follow from its files", where=key)
         return manifest
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"is not a checkpoint's manifest: {error!r}", where=key) from error
+
+
+def _decode_file(value: dict[str, Any]) -> StoredFile:
+    file = StoredFile(**value)
+    # The digest is part of a key.
+    if not _SHA256.match(file.sha256) or not isinstance(file.size, int) or file.size < 0:
+        raise ValueError(f"file {value}")
+    return file

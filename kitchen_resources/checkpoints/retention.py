@@ -26,7 +26,7 @@ def payload_to_keep(
         protected: Manifests that model versions were made of.
     """
     whole = [entry for entry in entries if entry.payload == "present"]
-    keep = {entry.step for entry in whole[-keep_last:]}
+    keep = {entry.step for entry in whole[max(len(whole) - keep_last, 0) :]}
     sign = 1.0 if lower_is_better(metric) else -1.0
     ends = [entry for entry in whole if entry.epoch_complete and entry.epoch in values]
     ranked = sorted(ends, key=lambda entry: (sign * values[entry.epoch], entry.epoch))

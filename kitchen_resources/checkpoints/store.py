@@ -1,22 +1,25 @@
 """The checkpoint store: publish, read back verified, quarantine, retention. Built only on the blob port.
 
 Layout (all keys relative to the store):
-    runs/<fingerprint>/head.json          lease and index; the only mutable object of a run
-    runs/<fingerprint>/payload/<sha256>   weights, optimiser, schedule, random state; what retention deletes
-    blobs/sha256/<sha256>                 manifests, ledgers, step metrics, evaluations, models; never changed
+    runs/<fingerprint>/head.json                  lease and index; the only mutable object of a run
+    runs/<fingerprint>/payload/<token>/<sha256>   weights, optimiser, schedule, random state; what retention deletes
+    blobs/sha256/<sha256>                         manifests, ledgers, step metrics, evaluations, models; never changed
 
-The payload is content-addressed within its run and not across runs. So deleting it needs no knowledge of other
-runs: the lease of this one is enough, and nothing that another run refers to can be lost.
+The payload is content-addressed within its run and its holder, and not across. So deleting it needs no knowledge of
+other runs: the lease of this one is enough, and nothing that another run refers to can be lost. Nor can what a later
+holder publishes be lost to an earlier one that was stopped in the middle of deleting and doesn't know of it yet.
 """
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.blobs.content import ContentStore, StoredFile
+from kitchen_resources.blobs.content import ContentStore, StoredFile, put_sound_file
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.head import (
     CheckpointEntry,
@@ -101,21 +104,53 @@ class CheckpointStore:
             CheckpointError: A file is missing or damaged, or the payload was pruned.
         """
         where = f"run {fingerprint[:12]}, step {entry.step}"
-        if entry.payload != "present":
-            raise CheckpointError(f"its payload was {entry.payload} ({entry.reason})", where=where)
-        manifest = self.manifest(entry)
-        if manifest.fingerprint != fingerprint:
-            raise CheckpointError(f"its manifest belongs to run {manifest.fingerprint[:12]}", where=where)
+        manifest = self._manifest_of(fingerprint, entry)
+        for record in manifest.records.values():
+            # The epoch goes on with the rows and steps that it has.
+            self.content.get(record.sha256)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name, file in manifest.files.items():
-            path = target / _plain_name(name, where)
-            key = _payload_key(fingerprint, file.sha256)
+            path = target / name
+            key = _payload_key(fingerprint, manifest.token, file.sha256)
             if self.blobs.size(key) != file.size:
                 raise CheckpointError(f"{name} is missing or has another size", where=where)
             self.blobs.get_file(key, path)
             if digest_file(path) != file.sha256:
                 raise CheckpointError(f"the bytes of {name} don't match its digest", where=where)
+        return _local(target, manifest)
+
+    def _manifest_of(self, fingerprint: str, entry: CheckpointEntry) -> Manifest:
+        """The manifest of a checkpoint whose payload is wanted."""
+        where = f"run {fingerprint[:12]}, step {entry.step}"
+        if entry.payload != "present":
+            raise CheckpointError(f"its payload was {entry.payload} ({entry.reason})", where=where)
+        manifest = self.manifest(entry)
+        if manifest.fingerprint != fingerprint:
+            raise CheckpointError(f"its manifest belongs to run {manifest.fingerprint[:12]}", where=where)
+        if (manifest.global_step, manifest.state_digest) != (entry.step, entry.state_digest):
+            raise CheckpointError(f"its manifest is that of step {manifest.global_step}", where=where)
+        for name in manifest.files:
+            _require_plain(name, where)
+        return manifest
+
+    def checkout_shared(self, fingerprint: str, entry: CheckpointEntry, target: Path) -> LocalCheckpoint:
+        """As `checkout`, into a folder that other processes may be making or reading at the same time.
+
+        It is never replaced while it is sound, and whole as soon as it has its name.
+        """
+        manifest = self._manifest_of(fingerprint, entry)
+        if not _is_whole(target, manifest):
+            draft = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+            try:
+                self.checkout(fingerprint, entry, draft / "sound")
+                with suppress(OSError):
+                    target.rename(draft / "damaged")
+                with suppress(OSError):
+                    # It is there when another process has made it meanwhile.
+                    (draft / "sound").rename(target)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         return _local(target, manifest)
 
     def resume_point(self, lease: Lease, target: Path, on_damage: Callable[[str], None]) -> LocalCheckpoint | None:
@@ -129,18 +164,33 @@ class CheckpointStore:
         Returns:
             None when there is no usable checkpoint.
         """
-        for entry in reversed(lease.head.entries()):
-            if entry.payload != "present":
-                continue
-            try:
-                return self.checkout(lease.head.fingerprint, entry, target)
-            except CheckpointError as error:
-                self.quarantine(lease, entry.step, str(error))
-                on_damage(f"the checkpoint at step {entry.step} is damaged and was quarantined: {error}")
-        return None
+        present = [entry for entry in lease.head.entries() if entry.payload == "present"]
+        found = (self.checkout_if_sound(lease, entry, target, on_damage) for entry in reversed(present))
+        return next((checkpoint for checkpoint in found if checkpoint is not None), None)
+
+    def checkout_if_sound(
+        self, lease: Lease, entry: CheckpointEntry, target: Path, on_damage: Callable[[str], None]
+    ) -> LocalCheckpoint | None:
+        """Bring a checkpoint's payload into a local folder, as `checkout`; quarantine it when it is damaged.
+
+        Args:
+            lease: The run's lease.
+            entry: Which of its checkpoints; its payload is present.
+            target: Folder to make.
+            on_damage: Told what was quarantined and why.
+
+        Returns:
+            None when it is damaged.
+        """
+        try:
+            return self.checkout(lease.head.fingerprint, entry, target)
+        except CheckpointError as error:
+            self.quarantine(lease, entry.step, str(error))
+            on_damage(f"the checkpoint at step {entry.step} is damaged and was quarantined: {error}")
+            return None
 
     def quarantine(self, lease: Lease, step: int, reason: str) -> None:
-        """Take a damaged checkpoint out of use: it doesn't exist any more, and is made again. Its bytes stay."""
+        """Take a damaged checkpoint out of use: it doesn't exist any more, and is made again."""
         lease.update(lambda head: head.with_entry(step, payload="quarantined", reason=reason))
 
     # Writing.
@@ -160,7 +210,7 @@ class CheckpointStore:
         """
         lease.check()
         files = {
-            name: self._put_payload(record.fingerprint, draft.folder / name, state=name in draft.state_files)
+            name: self._put_payload(lease, draft.folder / name, state=name in draft.state_files)
             for name in [*draft.state_files, *draft.other_files]
         }
         ledger = self._put_record(canonical_json([list(step) for step in draft.row_ids]))
@@ -173,6 +223,7 @@ class CheckpointStore:
             environment=record.environment,
             base=record.base,
             serving=record.serving,
+            token=lease.token,
             epoch=draft.epoch,
             global_step=draft.global_step,
             steps_into_epoch=draft.steps_into_epoch,
@@ -213,33 +264,48 @@ class CheckpointStore:
         """Delete the payload of the run's checkpoints but for the steps in `keep`; their records stay.
 
         Payload goes only after the head says so: a kill in between leaves bytes too many, never a name too many,
-        and the next prune deletes such bytes. So it does those of attempts that died before they published.
+        and the next prune deletes such bytes. So it does those of attempts that died before they published, and of
+        what was quarantined. A checkpoint whose manifest is damaged is quarantined.
 
         Returns:
             The steps pruned by this call.
+
+        Raises:
+            LeaseLost: Another process took the run over.
         """
         fingerprint = lease.head.fingerprint
         pruned = [e.step for e in lease.head.entries() if e.payload == "present" and e.step not in keep]
-        if pruned:
 
-            def change(head: Head) -> Head:
-                for step in pruned:
-                    head = head.with_entry(step, payload="pruned", reason=reason)
-                return head
+        def change(head: Head) -> Head:
+            for step in pruned:
+                head = head.with_entry(step, payload="pruned", reason=reason)
+            return head
 
-            lease.update(change)
-        needed = {
-            file.sha256
-            for entry in lease.head.entries()
-            if entry.payload == "present"
-            for file in self.manifest(entry).files.values()
-        }
-        prefix = _payload_key(fingerprint, "")
+        lease.update(change)
+        needed = self._needed(lease)
+        prefix = _payload_key(fingerprint)
         for key in list(self.blobs.list(prefix)):
-            if key.removeprefix(prefix) not in needed:
+            # What a later holder makes is never touched: this one may have been taken over since it last looked.
+            token = key.removeprefix(prefix).partition("/")[0]
+            if token.isdecimal() and int(token) <= lease.token and key not in needed:
                 lease.check()
                 self.blobs.delete(key)
         return pruned
+
+    def _needed(self, lease: Lease) -> set[str]:
+        """Keys of the payload that the run's checkpoints need."""
+        needed: set[str] = set()
+        for entry in lease.head.entries():
+            if entry.payload != "present":
+                continue
+            try:
+                manifest = self.manifest(entry)
+            except CheckpointError as error:
+                self.quarantine(lease, entry.step, str(error))
+                continue
+            for file in manifest.files.values():
+                needed.add(_payload_key(lease.head.fingerprint, manifest.token, file.sha256))
+        return needed
 
     def require_space(self, state_bytes: int) -> None:
         """Refuse an epoch whose checkpoint would not fit: scratch, store, and the copy to resume from.
@@ -254,13 +320,14 @@ class CheckpointStore:
                 f"{_mib(free)} MiB are free, and the next checkpoint needs {_mib(needed)} MiB "
                 f"(3 x {_mib(state_bytes)}: scratch, store, and the copy to resume from)",
                 where=self.blobs.uri,
-                fix="free disk space, lower keep_last and keep_best, or point KITCHEN_STORE to a larger disk",
+                fix="free disk space, delete old checkpoints by kitchen_assets.prune(), "
+                "or point KITCHEN_STORE to a larger disk",
             )
 
-    def _put_payload(self, fingerprint: str, path: Path, *, state: bool) -> StoredFile:
+    def _put_payload(self, lease: Lease, path: Path, *, state: bool) -> StoredFile:
         size = path.stat().st_size
         sha256 = digest_file(path)
-        self.blobs.put_file(_payload_key(fingerprint, sha256), path)
+        put_sound_file(self.blobs, _payload_key(lease.head.fingerprint, lease.token, sha256), path, sha256)
         return StoredFile(sha256, size, state)
 
     def _put_record(self, data: bytes) -> StoredFile:
@@ -290,15 +357,22 @@ def _local(folder: Path, manifest: Manifest) -> LocalCheckpoint:
     )
 
 
-def _plain_name(name: str, where: str) -> str:
-    """A file name of a manifest, when it can't lead out of the folder it is written to."""
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a local folder holds a checkpoint's files, every byte verified."""
+    paths = {folder / name: file.sha256 for name, file in manifest.files.items()}
+    return all(path.is_file() and digest_file(path) == sha256 for path, sha256 in paths.items())
+
+
+def _require_plain(name: str, where: str) -> None:
+    """Refuse a file name of a manifest that could lead out of the folder it is written to."""
     if not name or name != Path(name).name or name in (".", "..") or "\\" in name or "\0" in name:
         raise CheckpointError(f"its manifest names the file {name!r}", where=where)
-    return name
 
 
-def _payload_key(fingerprint: str, sha256: str) -> str:
-    return f"runs/{fingerprint}/payload/{sha256}"
+def _payload_key(fingerprint: str, token: int | None = None, sha256: str = "") -> str:
+    """Key of a file, or what the keys of all files of a run start with."""
+    prefix = f"runs/{fingerprint}/payload/"
+    return prefix if token is None else f"{prefix}{token}/{sha256}"
 
 
 def _mib(size: int) -> str:

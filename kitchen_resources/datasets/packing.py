@@ -28,14 +28,10 @@ def pack(source: Path, target: Path, content: ContentStore, rows: PreparedSplit,
 
     datasets.disable_progress_bars()
     table = pyarrow.parquet.read_table(source, columns=["row_id", "input_ids", "labels"])
-    lengths = pyarrow.compute.list_value_length(table["input_ids"])
-    ids = pyarrow.array(
-        [[row_id] * length for row_id, length in zip(table["row_id"].to_pylist(), lengths.to_pylist(), strict=True)]
-    )
-    unpacked = pyarrow.table({"input_ids": table["input_ids"], "labels": table["labels"], "row_ids": ids})
+    unpacked = table.select(["input_ids", "labels"]).append_column("row_ids", _row_id_per_token(table))
     packed = pack_dataset(datasets.Dataset(unpacked), max_length, "bfd", {"keep_in_memory": True})
     result = packed.with_format("arrow")[:].select(["input_ids", "labels", "seq_lengths", "row_ids"])
-    result = result.set_column(3, "row_ids", pyarrow.array([_first_of_each(*pair) for pair in _pairs(result)]))
+    result = result.set_column(3, "row_ids", pyarrow.array(_row_ids_of_packs(result)))
     pyarrow.parquet.write_table(result, target, compression="zstd")
     return PreparedSplit(
         blob=content.put_file(target).sha256,
@@ -46,23 +42,31 @@ def pack(source: Path, target: Path, content: ContentStore, rows: PreparedSplit,
     )
 
 
-def _pairs(table: Any) -> Any:
-    return zip(table["row_ids"].to_pylist(), table["seq_lengths"].to_pylist(), strict=True)
+def _row_id_per_token(table: Any) -> Any:
+    import numpy
+    import pyarrow
+    import pyarrow.compute
+
+    lengths = pyarrow.compute.list_value_length(table["input_ids"]).to_numpy()
+    offsets = numpy.concatenate([[0], numpy.cumsum(lengths)])
+    return pyarrow.ListArray.from_arrays(
+        pyarrow.array(offsets, pyarrow.int32()), numpy.repeat(table["row_id"].to_numpy(), lengths)
+    )
 
 
-def _first_of_each(row_ids: list[int], lengths: list[int]) -> list[int]:
-    firsts, start = [], 0
-    for length in lengths:
-        firsts.append(row_ids[start])
-        start += length
+def _row_ids_of_packs(table: Any) -> list[Any]:
+    import numpy
+
+    firsts = []
+    for row_ids, lengths in zip(table["row_ids"], table["seq_lengths"], strict=True):
+        ends = numpy.cumsum(lengths.values.to_numpy())
+        firsts.append(row_ids.values.to_numpy()[ends - lengths.values.to_numpy()])
     return firsts
 
 
 def _digest(table: Any) -> str:
-    import numpy
-
     hasher = hashlib.sha256()
     for name in ("input_ids", "labels", "seq_lengths"):
-        for values in table[name].to_pylist():
-            hasher.update(len(values).to_bytes(8, "little") + numpy.asarray(values, "<i4").tobytes())
+        for values in table[name]:
+            hasher.update(len(values).to_bytes(8, "little") + values.values.to_numpy().astype("<i4").tobytes())
     return hasher.hexdigest()

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from kitchen_resources.datasets.messages import ROLES, called_function
 from kitchen_resources.datasets.port import Example
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _CONTENTS = ("content", "tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
@@ -40,6 +40,7 @@ def _frame(shape: str, examples: Sequence[Example]) -> Any:
                 "position": index,
                 "role": message.get("role"),
                 "content": message.get("content"),
+                "tool_calls": message.get("tool_calls"),
                 "has_content": _has_content(message),
                 "weight": message.get("weight", 1.0),
             }
@@ -71,19 +72,35 @@ def _schema(shape: str) -> Any:
             {
                 "role": column(lambda roles: roles.isin(ROLES), f"its role is none of {', '.join(ROLES)}"),
                 "content": column(lambda contents: contents.map(_is_text_or_absent), "its content must be text"),
+                "tool_calls": column(
+                    lambda calls: calls.map(_are_calls_or_absent),
+                    "its tool_calls must be a list of calls, each with a name",
+                ),
                 "has_content": column(lambda flags: flags.astype(bool), "it has neither content nor tool calls"),
                 "weight": column(lambda weights: weights.map(_is_weight), "its weight must be a number from 0 to 1"),
             }
         )
     if shape == "prompt_completion":
         return pa.DataFrameSchema(
-            {"completion": column(lambda texts: texts.str.len() > 0, "its completion is empty")}
+            {
+                "prompt": pa.Column(object),
+                "completion": column(lambda texts: texts.str.len() > 0, "its completion is empty"),
+            }
         )
     return pa.DataFrameSchema({"text": column(lambda texts: texts.str.len() > 0, "its text is empty")})
 
 
 def _is_text_or_absent(content: Any) -> bool:
     return content is None or isinstance(content, str)
+
+
+def _are_calls_or_absent(calls: Any) -> bool:
+    return calls is None or (isinstance(calls, (list, tuple)) and all(map(_names_a_function, calls)))
+
+
+def _names_a_function(call: Any) -> bool:
+    name = called_function(call).get("name")
+    return isinstance(name, str) and name != ""
 
 
 def _is_weight(weight: Any) -> bool:

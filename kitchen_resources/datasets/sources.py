@@ -10,6 +10,7 @@ from kitchen_resources.digests import FileDigests, digest_json
 from kitchen_resources.errors import DataError
 
 EMBEDDED = "embedded:"
+_CHOICES = "name a file, a folder, a hub id such as org/name, or embedded:NAME"
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -31,6 +32,8 @@ class SourceDatasets:
         """See `DatasetStore.open`."""
         if reference.startswith(EMBEDDED):
             return self._embedded(reference, split)
+        if not reference:
+            raise DataError("no data set is named", where="dataset", fix=_CHOICES)
         path = Path(reference).expanduser()
         if path.is_file():
             return self._file(reference, path, split)
@@ -55,11 +58,7 @@ class SourceDatasets:
 
         repo_id, _, revision = reference.partition("@")
         if not is_repo_id(repo_id) or is_data_file(Path(repo_id)):
-            raise DataError(
-                "there is no such file or folder" if reference else "no data set is named",
-                where=f"dataset {reference!r}" if reference else "dataset",
-                fix="name a file, a folder, a hub id such as org/name, or embedded:NAME",
-            )
+            raise DataError("there is no such file or folder", where=f"dataset {reference!r}", fix=_CHOICES)
         snapshot = fetch_dataset(repo_id, revision=revision or None)
         files = _files_of_split(reference, snapshot.folder, split)
         raw = self._of_files(reference, "hub", snapshot.folder, files)

@@ -16,9 +16,8 @@ from kitchen_resources.digests import digest_bytes, digest_json
 from kitchen_resources.embedded.tokenizer import MAX_LENGTH, PAD_ID, TURN_END_ID, VOCAB_SIZE, tokenizer_files
 from kitchen_resources.errors import ConfigError
 
-# Qwen3 for its normalised queries and keys: with them all tasks tried are learned at every seed, without them
-# some are a matter of luck. The output head is not tied: each parameter is one tensor of the checkpoint under
-# its own name.
+# Qwen3 for its normalised queries and keys: they take the luck out of a hard task. Sums were right in 0.84 to 0.93 by
+# seed with them, in 0.11 to 0.94 without. The output head is not tied: each parameter is one tensor under its own name.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,

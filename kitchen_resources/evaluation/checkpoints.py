@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -59,12 +59,15 @@ class CheckpointEvaluations:
                 found[entry.epoch] = recorded.metrics[metric]
         return found
 
-    def evaluate(self, lease: Lease, entry: CheckpointEntry, resolution: Resolution) -> None:
-        """Evaluate a checkpoint of the run and record it with the checkpoint."""
+    def evaluate(
+        self, lease: Lease, entry: CheckpointEntry, resolution: Resolution, on_damage: Callable[[str], None]
+    ) -> None:
+        """Evaluate a checkpoint of the run and record it with the checkpoint; quarantine it when it is damaged."""
         launch = self._launch
         folder = launch.ports.blobs.scratch() / f"evaluated-{uuid.uuid4().hex}"
         try:
-            launch.checkpoints.checkout(lease.head.fingerprint, entry, folder)
+            if launch.checkpoints.checkout_if_sound(lease, entry, folder, on_damage) is None:
+                return
             result = launch.ports.evaluator.evaluate(self._model(folder, entry.state_digest, resolution), self.tasks)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

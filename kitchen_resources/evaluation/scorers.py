@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kitchen_resources.errors import ConfigError
+from kitchen_resources.errors import ConfigError, KitchenError
 from kitchen_resources.formulas.scoring import BUILT_IN, Score
 
 Scorer = Callable[..., Score]
@@ -45,7 +45,7 @@ def find_scorer(name: str) -> Scorer:
 
 
 def wrong_options(name: str, options: Mapping[str, Any]) -> str | None:
-    """What is wrong with a scorer's options, or None."""
+    """What is wrong with a scorer's options, or None. Values are tried on a built-in scorer; yours is only read."""
     parameters = inspect.signature(find_scorer(name)).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
@@ -53,4 +53,9 @@ def wrong_options(name: str, options: Mapping[str, Any]) -> str | None:
     unknown = [option for option in options if option not in known]
     if unknown:
         return f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+    if name in BUILT_IN:
+        try:
+            BUILT_IN[name]("0", "0", **options)
+        except (KitchenError, TypeError, ValueError) as error:
+            return f"{name} can't take these options: {getattr(error, 'what', error)}"
     return None

@@ -8,7 +8,7 @@ With the values as class defaults, and nested blocks as generated subclasses too
 import difflib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,8 @@ from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 Where = Callable[[str], str]
 """Gives the place of a dotted field path, for messages."""
 
-
 _REMOVE = "correct or remove it; docs/recipes.md lists every field"
+_WRONG_TYPE = "give each field a value of its type; docs/recipes.md lists every field"
 
 
 def bind(
@@ -35,9 +35,11 @@ def bind(
 ) -> Recipe:
     """A recipe that has `values`, and keeps them under any partial override at launch.
 
+    Types are as strict as Dagster's at launch: `epochs: "3"` and `epochs: true` are refused here too.
+
     Args:
         recipe_class: The method's recipe class, or a subclass of it.
-        values: Fields by name; nested blocks as mappings, which may be partial.
+        values: Fields by name; nested blocks as mappings, which may be partial. A share in `held_out` may be a number.
         definition: Name and what else is fixed at definition.
         where: Place of a field, for messages; by default the recipe's name and the field.
 
@@ -45,7 +47,8 @@ def bind(
         ConfigError: A field is unknown or a value has the wrong type.
     """
     place = where or (lambda path: f"recipe {definition.name}, {path}")
-    bound_class = _subclass(recipe_class, values, place, "", extra={"definition": definition})
+    _require_declared(recipe_class)
+    bound_class = _subclass(recipe_class, with_text_share(values), place, "", extra={"definition": definition})
     try:
         return typing.cast(Recipe, bound_class())
     except ValidationError as error:
@@ -57,26 +60,49 @@ def rebind(recipe: Recipe, *, name: str | None = None) -> Recipe:
     values = {
         key: value.model_dump() if isinstance(value, BaseModel) else value
         for key, value in ((key, getattr(recipe, key)) for key in recipe.model_fields_set)
-        if facts_of(type(recipe).model_fields[key]) is not None
     }
     definition = recipe.definition if name is None else replace(recipe.definition, name=name)
     return bind(type(recipe), values, definition)
 
 
+def with_text_share(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with a share in `held_out` as text: Dagster config has no plain unions, and people write a number."""
+    share = values.get("held_out")
+    if isinstance(share, (int, float)) and not isinstance(share, bool):
+        return {**values, "held_out": str(share)}
+    return dict(values)
+
+
 def type_error(error: ValidationError, where: Where) -> ConfigError:
     """A pydantic error as a ConfigError that names every field it is about."""
     lines = []
+    fix = _WRONG_TYPE
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        path = ".".join(str(part) for part in item["loc"] if part != "[key]")
         lines.append(f"{where(path)}: {item['msg']}, got {item['input']!r}")
-    return ConfigError("\n".join(lines), fix="give each field a value of its type; see docs/recipes.md")
+        if item["type"] == "string_type" and isinstance(item["input"], (int, float)):
+            fix = "write it in quotes, so that YAML reads it as text"
+        elif item["type"] in ("int_type", "float_type") and isinstance(item["input"], str):
+            fix = "write it as a number, without quotes: 3, or 2.0e-4"
+    return ConfigError("\n".join(lines), fix=fix)
 
 
-def unknown_field(name: str, known: typing.Iterable[str]) -> str:
+def unknown_field(name: Any, known: typing.Iterable[str]) -> str:
     """What to say about a field that doesn't exist."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(str(name), list(known), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown field {name!r}{hint}"
+
+
+def _require_declared(recipe_class: type[Recipe]) -> None:
+    """Refuse a recipe class with a field that doesn't say what it moves: identities would silently lack it."""
+    for name, field in recipe_class.model_fields.items():
+        if facts_of(field) is None:
+            raise ConfigError(
+                "doesn't say what it moves",
+                where=f"{recipe_class.__name__}.{name}",
+                fix=f'{name}: … = recipe_field(default, "what it is", moves="weights")',
+            )
 
 
 def _subclass(
@@ -86,7 +112,6 @@ def _subclass(
     prefix: str,
     extra: Mapping[str, Any] | None = None,
 ) -> type[BaseModel]:
-    known = {name for name, field in base.model_fields.items() if facts_of(field) is not None}
     namespace: dict[str, Any] = {
         "__annotations__": {},
         "__module__": base.__module__,
@@ -95,10 +120,9 @@ def _subclass(
     }
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if name not in known:
-            raise ConfigError(unknown_field(name, known), where=where(path), fix=_REMOVE)
-        annotation, default = _default(base.model_fields[name].annotation, value, where, path)
+        _require_known(base, name, where, path)
         field = base.model_fields[name]
+        annotation, default = _default(field.annotation, value, where, path)
         namespace["__annotations__"][name] = annotation
         namespace[name] = Field(
             default=default,
@@ -116,16 +140,11 @@ def _default(annotation: Any, value: Any, where: Where, path: str) -> tuple[Any,
     if isinstance(value, BaseModel):
         value = value.model_dump()
     block = _block_class(annotation)
-    if block is not None and isinstance(value, (list, tuple)):
-        _refuse_unknown_in_list(block, value, where, path)
+    if block is not None and isinstance(value, (list, tuple)) and typing.get_origin(annotation) is list:
+        return annotation, [_item(block, item, where, f"{path}.{index}") for index, item in enumerate(value)]
     if block is None or value is None or typing.get_origin(annotation) is list:
-        return annotation, _plain(_checked(annotation, value, where, path))
-    if not isinstance(value, Mapping):
-        raise ConfigError(
-            f"must be a block of fields, got {value!r}",
-            where=where(path),
-            fix="write its fields below it, indented",
-        )
+        return annotation, _checked(annotation, value, where, path)
+    _require_mapping(value, where, path)
     block_class = _subclass(block, value, where, f"{path}.")
     if _is_optional(annotation):
         # A dict and not an instance: Dagster refuses an instance as the default of an optional block.
@@ -136,29 +155,59 @@ def _default(annotation: Any, value: Any, where: Where, path: str) -> tuple[Any,
         raise type_error(error, lambda inner: where(f"{path}.{inner}")) from error
 
 
-def _refuse_unknown_in_list(block: type[dg.Config], items: typing.Sequence[Any], where: Where, path: str) -> None:
-    """Refuse what pydantic would ignore: an unknown key of a block in a list."""
-    for index, item in enumerate(items):
-        for name in item if isinstance(item, Mapping) else ():
-            if name not in block.model_fields:
-                raise ConfigError(
-                    unknown_field(name, block.model_fields),
-                    where=where(f"{path}.{index}.{name}"),
-                    fix=_REMOVE,
-                )
+def _item(block: type[dg.Config], item: Any, where: Where, path: str) -> dict[str, Any]:
+    """A block in a list, whole: a launch replaces lists as they are, so there are no siblings to keep."""
+    values = item.model_dump() if isinstance(item, BaseModel) else item
+    _require_mapping(values, where, path)
+    for name, value in values.items():
+        _require_known(block, name, where, f"{path}.{name}")
+        _checked(block.model_fields[name].annotation, value, where, f"{path}.{name}")
+    return block(**values).model_dump()
+
+
+def _require_known(block: type[BaseModel], name: Any, where: Where, path: str) -> None:
+    if name not in block.model_fields:
+        raise ConfigError(unknown_field(name, block.model_fields), where=where(path), fix=_REMOVE)
+
+
+def _require_mapping(value: Any, where: Where, path: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"must be a block of fields, got {value!r}",
+            where=where(path),
+            fix="write its fields below it, indented",
+        )
 
 
 def _checked(annotation: Any, value: Any, where: Where, path: str) -> Any:
     """The value as its type, checked here because Dagster's own word on a wrong class default names no field."""
+    plain = _plain(value)
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        checked = TypeAdapter(annotation).validate_python(plain, strict=True)
     except ValidationError as error:
         raise type_error(error, lambda inner: where(f"{path}.{inner}" if inner else path)) from error
+    _require_json(checked, where, path)
+    return checked
+
+
+def _require_json(value: Any, where: Where, path: str) -> None:
+    """Refuse what a free-form value can hold and config can't: a date, a set, a key that isn't text."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_json(item, where, f"{path}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for index, item in enumerate(value):
+            _require_json(item, where, f"{path}.{index}")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise ConfigError(
+            f"must be a number, text, list or mapping, got {value!r}",
+            where=where(path),
+            fix="write it in quotes, so that YAML reads it as text",
+        )
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
+    """Tuples as lists, as JSON has them."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value

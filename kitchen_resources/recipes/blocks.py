@@ -3,11 +3,18 @@
 from typing import Any, Dict, List, Literal, Optional
 
 import dagster as dg
+from pydantic import ConfigDict
 
 from kitchen_resources.recipes.fields import recipe_field
 
 
-class LoraConfig(dg.Config):
+class Block(dg.Config):
+    """Fields of a recipe that belong together; an unknown one is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LoraConfig(Block):
     """Low-rank adaptation (Hu et al. 2021): train a low-rank update and leave the base frozen."""
 
     rank: int = recipe_field(16, "Rank of the update.", moves="weights", minimum=1, maximum=4096)
@@ -19,11 +26,12 @@ class LoraConfig(dg.Config):
         ["all-linear"],
         "Names of the modules to adapt, or [all-linear]: every linear layer but the output head.",
         moves="weights",
+        unordered=True,
     )
     rslora: bool = recipe_field(False, "Scale by alpha / sqrt(rank) instead (rank-stabilised).", moves="weights")
 
 
-class EvaluationConfig(dg.Config):
+class EvaluationConfig(Block):
     """One evaluation: the rows, how an answer is scored, and how much of it to do."""
 
     name: str = recipe_field("held_out", "Name under which its metrics are reported.", moves="nothing")
@@ -49,7 +57,7 @@ class EvaluationConfig(dg.Config):
     batch_size: int = recipe_field(64, "Answers generated at a time.", moves="nothing", minimum=1)
 
 
-class RowLimits(dg.Config):
+class RowLimits(Block):
     """The share of rows, from 0 to 1, at which each kind of finding blocks training. Findings below it are reported.
 
     Rows that are invalid or train nothing are never trained on: the share only decides whether the others are.
@@ -72,7 +80,7 @@ class RowLimits(dg.Config):
     )
 
 
-class PromotionRule(dg.Config):
+class PromotionRule(Block):
     """When `<recipe>_promote` may move the `production` alias to a version."""
 
     metric: str = recipe_field(

@@ -29,6 +29,7 @@ class FieldFacts:
         added_in: Identity version that first knew the field. A field added after 1 enters an identity only when
             it differs from `neutral`, the value that reproduces what was done before it existed.
         neutral: See `added_in`.
+        unordered: Whether a list is a set: its order and repetitions mean nothing.
     """
 
     moves: Moves
@@ -38,20 +39,33 @@ class FieldFacts:
     below: float | None = None
     added_in: int = 1
     neutral: Any = None
+    unordered: bool = False
 
     def violated_bound(self, value: float) -> str | None:
         """The bound that a number violates, in words; None when it is within all of them."""
         if value != value or value in (float("inf"), float("-inf")):
             return "must be a finite number"
         if self.minimum is not None and value < self.minimum:
-            return f"must be at least {self.minimum:g}"
+            return f"must be at least {self.minimum}"
         if self.above is not None and value <= self.above:
-            return f"must be greater than {self.above:g}"
+            return f"must be greater than {self.above}"
         if self.maximum is not None and value > self.maximum:
-            return f"must be at most {self.maximum:g}"
+            return f"must be at most {self.maximum}"
         if self.below is not None and value >= self.below:
-            return f"must be less than {self.below:g}"
+            return f"must be less than {self.below}"
         return None
+
+    def nearest(self, value: float) -> str:
+        """What to write instead of a number that violates a bound, in words where the bound itself isn't valid."""
+        if value != value:
+            return "a finite number"
+        if self.minimum is not None and value < self.minimum:
+            return str(self.minimum)
+        if self.maximum is not None and value > self.maximum:
+            return str(self.maximum)
+        if self.above is not None and value <= self.above:
+            return f"a number above {self.above}"
+        return f"a number below {self.below}" if self.below is not None else "a finite number"
 
 
 def recipe_field(
@@ -65,9 +79,10 @@ def recipe_field(
     below: float | None = None,
     added_in: int = 1,
     neutral: Any = None,
+    unordered: bool = False,
 ) -> Any:
     """A pydantic field that carries its `FieldFacts`."""
-    facts = FieldFacts(moves, minimum, above, maximum, below, added_in, neutral)
+    facts = FieldFacts(moves, minimum, above, maximum, below, added_in, neutral, unordered)
     return Field(default=default, description=description, json_schema_extra={_KEY: vars(facts)})
 
 

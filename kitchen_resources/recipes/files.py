@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import yaml
 
 from kitchen_resources.errors import ConfigError
@@ -90,7 +91,7 @@ def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
         description=_text(values, "description", where),
         schedule=_timetable(values.get("schedule"), where),
         base_from=_text(values, "base_from", where),
-        owners=tuple(_texts(values, "owners", where)),
+        owners=_owners(values, where),
         tags=_tags(values, where),
         source=f"{path}:1",
     )
@@ -118,7 +119,19 @@ def _timetable(value: Any, where: Any) -> Timetable | None:
     example = 'schedule: {cron: "0 3 * * *", timezone: Europe/Berlin}'
     if not isinstance(value, Mapping) or not isinstance(value.get("cron"), str) or set(value) - {"cron", "timezone"}:
         raise ConfigError(f"{value!r} is not a schedule", where=where("schedule"), fix=example)
-    return Timetable(cron=value["cron"], timezone=str(value.get("timezone", "UTC")))
+    timetable = Timetable(cron=value["cron"], timezone=str(value.get("timezone", "UTC")))
+    try:
+        # Dagster's own check, which it would make without file and line when the location loads.
+        dg.ScheduleDefinition(
+            name="recipe", job_name="recipe", cron_schedule=timetable.cron, execution_timezone=timetable.timezone
+        )
+    except dg.DagsterInvalidDefinitionError as error:
+        raise ConfigError(
+            f"cron {timetable.cron!r} in timezone {timetable.timezone!r} is not a schedule",
+            where=where("schedule"),
+            fix=example,
+        ) from error
+    return timetable
 
 
 def _text(values: Mapping[str, Any], key: str, where: Any) -> str:
@@ -128,11 +141,18 @@ def _text(values: Mapping[str, Any], key: str, where: Any) -> str:
     return value
 
 
-def _texts(values: Mapping[str, Any], key: str, where: Any) -> list[str]:
-    value = values.get(key, [])
+def _owners(values: Mapping[str, Any], where: Any) -> tuple[str, ...]:
+    value = values.get("owners", [])
+    example = 'owners: ["team:models"], or mail addresses'
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"must be a list of texts, got {value!r}", where=where(key), fix=f'{key}: ["team:models"]')
-    return value
+        raise ConfigError(f"must be a list of texts, got {value!r}", where=where("owners"), fix=example)
+    try:
+        dg.AssetSpec("recipe", owners=value)
+    except dg.DagsterInvalidDefinitionError as error:
+        raise ConfigError(
+            f"{value!r} has an owner that is neither a team nor a mail address", where=where("owners"), fix=example
+        ) from error
+    return tuple(value)
 
 
 def _tags(values: Mapping[str, Any], where: Any) -> dict[str, str]:
@@ -145,10 +165,13 @@ def _tags(values: Mapping[str, Any], where: Any) -> dict[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 2e-4 is a number, as everyone but YAML 1.1 reads it."""
+    """Safe YAML in which 2e-4 is a number, as everyone but YAML 1.1 reads it, and 2024-01-01 is text."""
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _first in "-+0123456789.":
     _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(
         0, ("tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"))
@@ -156,31 +179,41 @@ for _first in "-+0123456789.":
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values of a YAML mapping, and the line of each of its keys by dotted path."""
+    """Values of a YAML mapping, and the line of each of its keys and list items by dotted path."""
+    lines: dict[str, int] = {}
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        values = None if node is None else loader.construct_document(node)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError("a recipe is a mapping of fields", where=f"{path}:1", fix="workflow: supervised")
+        # Before the values are made, which merges `<<` into the nodes.
+        _index_lines(node, "", lines, path, (node,))
+        values = loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't be read: {error}", where=str(path), fix="save it as UTF-8 text") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(
-            f"not valid YAML: {error.problem}",
-            where=f"{path}:{line}",
+            f"not valid YAML: {said}",
+            where=f"{path}:{mark.line + 1 if mark else 1}",
             fix="correct the indentation or quoting",
         ) from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError("a recipe is a mapping of fields", where=f"{path}:1", fix="workflow: supervised")
-    lines: dict[str, int] = {}
-    _index_lines(node, "", lines, path)
     return typing.cast(dict[str, Any], values), lines
 
 
-def _index_lines(node: yaml.MappingNode, prefix: str, lines: dict[str, int], path: Path) -> None:
+def _index_lines(
+    node: yaml.MappingNode, prefix: str, lines: dict[str, int], path: Path, within: tuple[yaml.Node, ...]
+) -> None:
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
         line = key_node.start_mark.line + 1
+        if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            raise ConfigError(
+                f"{key_node.value!r} is read as something else than text",
+                where=f"{path}:{line}",
+                fix="write the key in quotes",
+            )
         if key in lines:
             raise ConfigError(
                 f"{key!r} is given twice, first in line {lines[key]}",
@@ -188,9 +221,15 @@ def _index_lines(node: yaml.MappingNode, prefix: str, lines: dict[str, int], pat
                 fix="remove one of them",
             )
         lines[key] = line
-        if isinstance(value_node, yaml.MappingNode):
-            _index_lines(value_node, f"{key}.", lines, path)
-        elif isinstance(value_node, yaml.SequenceNode):
-            for index, item in enumerate(value_node.value):
-                if isinstance(item, yaml.MappingNode):
-                    _index_lines(item, f"{key}.{index}.", lines, path)
+        _index_value(value_node, key, lines, path, within)
+
+
+def _index_value(node: yaml.Node, key: str, lines: dict[str, int], path: Path, within: tuple[yaml.Node, ...]) -> None:
+    if node in within:
+        raise ConfigError(f"{key!r} contains itself", where=f"{path}:{lines[key]}", fix="remove the alias (*)")
+    if isinstance(node, yaml.MappingNode):
+        _index_lines(node, f"{key}.", lines, path, (*within, node))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[f"{key}.{index}"] = item.start_mark.line + 1
+            _index_value(item, f"{key}.{index}", lines, path, (*within, node))

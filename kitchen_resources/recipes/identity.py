@@ -1,13 +1,13 @@
 """Identity: what makes two runs the same run, and what moved when they are not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel as PydanticModel
 
-from kitchen_resources.digests import digest_json
-from kitchen_resources.recipes.fields import fields_with_facts
+from kitchen_resources.digests import canonical_json, digest_json
+from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Resolution
@@ -90,19 +90,33 @@ def identify(
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What moved between two identities (or environments), field by field: `learning_rate: 0.0002 -> 0.0001`."""
-    return [f"{path}: {_shown(before)} -> {_shown(after)}" for path, before, after in _walk("", old, new)]
+    return [_change(path, before, after) for path, before, after in _walk("", old, new)]
 
 
 def _weight_moving_fields(recipe: Recipe) -> dict[str, Any]:
+    return {
+        name: value for name, value in _moving(recipe).items() if name not in _RESOLVED and _is_read(recipe, name)
+    }
+
+
+def _moving(block: PydanticModel) -> dict[str, Any]:
+    """The fields of a recipe or of a block in it that move the weights, by the rules of `FieldFacts`."""
     values: dict[str, Any] = {}
-    for name, _, facts in fields_with_facts(type(recipe)):
-        value = getattr(recipe, name)
-        if facts.moves != "weights" or name in _RESOLVED or not _is_read(recipe, name):
+    for name, _, facts in fields_with_facts(type(block)):
+        value = getattr(block, name)
+        if facts.moves != "weights" or (facts.added_in > 1 and value == facts.neutral):
             continue
-        if facts.added_in > 1 and value == facts.neutral:
-            continue
-        values[name] = value.model_dump() if isinstance(value, PydanticModel) else value
+        values[name] = _canonical(value, facts)
     return values
+
+
+def _canonical(value: Any, facts: FieldFacts) -> Any:
+    if isinstance(value, PydanticModel):
+        return _moving(value)
+    if isinstance(value, list):
+        items = [_canonical(item, facts) for item in value]
+        return sorted(set(items)) if facts.unordered else items
+    return value
 
 
 def _is_read(recipe: Recipe, name: str) -> bool:
@@ -112,20 +126,34 @@ def _is_read(recipe: Recipe, name: str) -> bool:
     return recipe.lr_schedule in _SCHEDULE_FIELDS.get(name, (recipe.lr_schedule,))
 
 
-def _walk(path: str, old: Any, new: Any) -> Sequence[tuple[str, Any, Any]]:
+class _Absent:
+    """Stands for a key that isn't there, which is another identity than null."""
+
+
+_ABSENT = _Absent()
+
+
+def _walk(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: list[tuple[str, Any, Any]] = []
         for key in sorted({*old, *new}):
             inner = f"{path}.{key}" if path else str(key)
-            found += _walk(inner, old.get(key), new.get(key))
-        return found
-    return [] if _plain(old) == _plain(new) else [(path.removeprefix("recipe."), old, new)]
+            yield from _walk(inner, old.get(key, _ABSENT), new.get(key, _ABSENT))
+    elif _json(old) != _json(new):
+        yield path.removeprefix("recipe."), old, new
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _change(path: str, old: Any, new: Any) -> str:
+    before, after = _shown(old), _shown(new)
+    if before == after:
+        # Two digests that begin alike, or a text that reads as a number: in full, then.
+        before, after = _json(old), _json(new)
+    return f"{path}: {before} -> {after}"
 
 
 def _shown(value: Any) -> str:
-    text = "not set" if value is None else str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
+    text = value if isinstance(value, str) else _json(value)
+    return f"{text[:12]}…" if len(text) == 64 and isinstance(value, str) else text
+
+
+def _json(value: Any) -> str:
+    return "not set" if isinstance(value, _Absent) else canonical_json(value).decode()

@@ -1,5 +1,6 @@
 """Names of recipes: what they may be, and which are taken."""
 
+import keyword
 import re
 
 from kitchen_resources.errors import ConfigError
@@ -9,6 +10,9 @@ RESOURCE_KEYS = ("trainer", "blobs", "datasets", "evaluator", "registry", "telem
 
 RESERVED = frozenset({*RESOURCE_KEYS, "io_manager", "epoch_references"})
 
+PROMOTION_SUFFIX = "_promote"
+"""Ends the name of a recipe's promotion job, and so can't end the name of a recipe."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -16,14 +20,33 @@ def check_name(name: str, *, where: str) -> str:
     """The name itself, when a recipe may have it.
 
     Raises:
-        ConfigError: It isn't a plain lower-case name, or it is the key of a port.
+        ConfigError: It isn't a plain lower-case name, it is the key of a port or a word of Python's, or it could be
+            the name of another recipe's promotion job.
     """
     if not _NAME.match(name):
         raise ConfigError(
             f"{name!r} can't be a recipe's name: lower-case letters, digits and _, starting with a letter",
             where=where,
-            fix=f"name: {re.sub('[^a-z0-9_]+', '_', name.lower()).lstrip('_0123456789') or 'my_recipe'}",
+            fix=f"name: {_suggested(name)}",
         )
-    if name in RESERVED:
-        raise ConfigError(f"{name!r} is the key of a resource", where=where, fix="give the recipe another name")
+    taken = _taken(name)
+    if taken:
+        raise ConfigError(f"{name!r} {taken}", where=where, fix=f"name: {_suggested(name)}")
     return name
+
+
+def _taken(name: str) -> str:
+    if name in RESERVED:
+        return "is the key of a resource"
+    if keyword.iskeyword(name):
+        # Dagster hands resources over as a named tuple, whose fields can't be keywords.
+        return "is a keyword of Python"
+    if name.endswith(PROMOTION_SUFFIX):
+        return f"is the name of a promotion job, which ends in {PROMOTION_SUFFIX}"
+    return ""
+
+
+def _suggested(name: str) -> str:
+    """A name that is free for sure, close to the one that was wanted."""
+    plain = re.sub("[^a-z0-9_]+", "_", name.lower()).lstrip("_0123456789").removesuffix(PROMOTION_SUFFIX)
+    return f"{plain or 'my'}_recipe" if not plain or _taken(plain) else plain

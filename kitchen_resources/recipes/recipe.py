@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, List, Literal, Mapping, Optional
 
 import dagster as dg
+from pydantic import ConfigDict
 
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
 from kitchen_resources.recipes.fields import recipe_field
@@ -52,6 +53,8 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     Values are typed but not bounded here: `preflight` checks bounds and what goes together, before any work.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     method: ClassVar[str] = ""
     """Name of the workflow that trains this recipe."""

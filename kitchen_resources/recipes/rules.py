@@ -1,6 +1,8 @@
 """What a recipe's values must satisfy, each alone and together; all problems are named at once."""
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +13,11 @@ from kitchen_resources.recipes.recipe import Recipe
 
 Problem = tuple[str, str, str]
 """Field, what is wrong with its value, and what to write instead."""
+
+HELD_OUT = "held_out"
+"""Names the recipe's own held-out rows, as an evaluation's data set and as its name."""
+
+_EVALUATION_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
 def check_values(recipe: Recipe) -> list[Problem]:
@@ -37,9 +44,11 @@ def _out_of_bounds(model: BaseModel, prefix: str) -> Iterator[Problem]:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             bound = facts.violated_bound(value)
             if bound is not None:
-                yield path, f"{bound}, got {value}", f"{path}: {_nearest(facts, value)}"
+                yield path, f"{bound}, got {value}", f"{path}: {facts.nearest(value)}"
         for block_path, block in _blocks(path, value):
             yield from _out_of_bounds(block, f"{block_path}.")
+        if isinstance(value, Mapping):
+            yield from _not_finite(value, path)
 
 
 def _blocks(path: str, value: Any) -> Iterator[tuple[str, BaseModel]]:
@@ -51,37 +60,66 @@ def _blocks(path: str, value: Any) -> Iterator[tuple[str, BaseModel]]:
                 yield f"{path}.{index}", item
 
 
-def _nearest(facts: Any, value: float) -> str:
-    """A value within the bounds, for the message."""
-    if facts.minimum is not None and value < facts.minimum:
-        return f"{facts.minimum:g}"
-    if facts.maximum is not None and value > facts.maximum:
-        return f"{facts.maximum:g}"
-    if facts.above is not None and value <= facts.above:
-        return f"a number above {facts.above:g}"
-    return f"a number below {facts.below:g}" if facts.below is not None else "a finite number"
+def _not_finite(value: Any, path: str) -> Iterator[Problem]:
+    """Numbers in a free-form value that no identity can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, f"must be a finite number, got {value}", f"{path}: a finite number"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{path}.{index}")
 
 
 def _contradictions(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.model:
+    if not recipe.model.strip():
         yield "model", "no base model is named", "model: a local folder, a hub id, or embedded:tiny"
-    if not recipe.dataset:
+    if not recipe.dataset.strip():
         yield "dataset", "no data set is named", "dataset: a file, a folder, a hub id, or embedded:NAME"
     if recipe.warmup_ratio is not None and recipe.warmup_steps is not None:
         yield "warmup_ratio", "is given beside warmup_steps", "one of the two"
-    if recipe.lr_final > recipe.learning_rate > 0:
+    if recipe.lr_final > recipe.learning_rate:
         yield "lr_final", f"{recipe.lr_final:g} is above learning_rate {recipe.learning_rate:g}", "lr_final: 0"
     if recipe.quantization != "none" and recipe.lora is None:
         yield "quantization", "a quantized base can only carry a LoRA", "lora: {rank: 16}"
     if recipe.quantization != "none" and recipe.precision == "fp32":
         yield "precision", "a quantized base computes in bf16", "precision: bf16"
+    if recipe.deterministic and recipe.attention.startswith("flash"):
+        yield "attention", "flash kernels are not deterministic", "attention: auto"
     if recipe.export != "merged" and recipe.lora is None:
         yield "export", "full fine-tuning makes no adapter", "export: merged"
     if recipe.lora is not None and not recipe.lora.target_modules:
         yield "lora.target_modules", "is empty, so nothing would be trained", "target_modules: [all-linear]"
-    if recipe.continue_from is not None and recipe.definition.base_from:
-        yield "continue_from", "can't be used in a recipe that has base_from", "one of the two"
+    elif recipe.lora is not None and "all-linear" in recipe.lora.target_modules != ["all-linear"]:
+        yield "lora.target_modules", "names single modules beside all-linear", "target_modules: [all-linear]"
+    if recipe.definition.base_from:
+        yield "base_from", "isn't followed yet by this version", "model: the folder that the other recipe exported"
+    share = held_out_share(recipe)
+    if share is not None and not 0 <= share < 1:
+        yield (
+            "held_out",
+            f"must be a share from 0 to below 1, or a data set, got {recipe.held_out}",
+            'held_out: "0.1"',
+        )
+    yield from _evaluations(recipe)
     yield from _selection(recipe)
+
+
+def _evaluations(recipe: Recipe) -> Iterator[Problem]:
+    """Rules on each evaluation."""
+    for index, evaluation in enumerate(recipe.evaluations):
+        path = f"evaluations.{index}"
+        if not _EVALUATION_NAME.match(evaluation.name):
+            yield (
+                f"{path}.name",
+                f"{evaluation.name!r} can't be part of a metric's name",
+                "name: letters, digits, _ . -",
+            )
+        if evaluation.name == HELD_OUT and evaluation.dataset != HELD_OUT:
+            yield f"{path}.name", "held_out is the name of the recipe's own split", "name: one of its own"
+        if evaluation.dataset == HELD_OUT and held_out_share(recipe) == 0:
+            yield f"{path}.dataset", "is held_out, and no rows are held out", 'held_out: "0.1"'
 
 
 def _selection(recipe: Recipe) -> Iterator[Problem]:
@@ -106,11 +144,19 @@ def _selection(recipe: Recipe) -> Iterator[Problem]:
 def measured_metrics(recipe: Recipe) -> list[str]:
     """The metrics that the recipe's evaluations give."""
     metrics = []
-    if recipe.held_out.strip() not in ("", "0", "0.0"):
+    if held_out_share(recipe) != 0:
         metrics += ["held_out/loss", "held_out/perplexity"]
     for evaluation in recipe.evaluations:
         metrics += [f"{evaluation.name}/{evaluation.scorer}", f"{evaluation.name}/{evaluation.scorer}_passed"]
     return metrics
+
+
+def held_out_share(recipe: Recipe) -> float | None:
+    """The share of rows that `held_out` names; None when it names a data set."""
+    try:
+        return float(recipe.held_out.strip() or "0")
+    except ValueError:
+        return None
 
 
 def field_names(recipe_class: type[Recipe]) -> list[str]:

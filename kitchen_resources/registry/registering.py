@@ -6,7 +6,7 @@ from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.errors import RegistryError
 from kitchen_resources.evaluation.final import FinalEvaluation, final_from_json
 from kitchen_resources.launch import Launch
-from kitchen_resources.registry.port import CANDIDATE, ModelVersion, Registration
+from kitchen_resources.registry.port import CANDIDATE, ModelRegistry, ModelVersion, Registration
 from kitchen_resources.training.exporting import files_from_json
 
 
@@ -34,9 +34,21 @@ def register_model(launch: Launch) -> ModelVersion:
             "the checkpoint of the model is gone", where=where, fix=f"run the job {launch.name} again"
         )
     version = launch.ports.registry.register(_registration(launch, model, final, entry))
-    while not version.simulated and (at := launch.ports.registry.alias(launch.name, CANDIDATE)) != version.version:
-        launch.ports.registry.move_alias(launch.name, CANDIDATE, version.version, expected=at)
+    if not version.simulated:
+        _make_candidate(launch.ports.registry, version)
     return version
+
+
+def _make_candidate(registry: ModelRegistry, version: ModelVersion) -> None:
+    """Point `candidate` to a version, wherever it points now: of two launches at once, the later one has it."""
+    while True:
+        at = registry.alias(version.name, CANDIDATE)
+        try:
+            registry.move_alias(version.name, CANDIDATE, version.version, expected=at)
+            return
+        except RegistryError:
+            if registry.alias(version.name, CANDIDATE) == at:
+                raise
 
 
 def _registration(launch: Launch, model: Any, final: FinalEvaluation, entry: CheckpointEntry) -> Registration:

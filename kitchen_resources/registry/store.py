@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kitchen_resources.blobs.content import StoredFile
+from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import RegistryError
@@ -85,57 +86,23 @@ class StoreRegistry:
         return {version.manifest for name in names for version in self.versions(name)}
 
     def _aliases(self, name: str) -> tuple[dict[str, int], str | None]:
-        stored = self._blobs.get(_aliases_key(name))
-        return (json.loads(stored.data), stored.version) if stored else ({}, None)
+        key = _aliases_key(name)
+        stored = self._blobs.get(key)
+        if stored is None:
+            return {}, None
+        try:
+            return {str(alias): int(version) for alias, version in json.loads(stored.data).items()}, stored.version
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RegistryError(
+                f"is not a table of aliases: {error!r}", where=key, fix="restore it from a backup"
+            ) from error
 
 
-class NoopRegistry:
-    """A `ModelRegistry` that keeps versions in this process only."""
+class NoopRegistry(StoreRegistry):
+    """A `ModelRegistry` that keeps versions in this process only: the same registry over a store in memory."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, list[ModelVersion]] = {}
-        self._alias: dict[tuple[str, str], int] = {}
-
-    def register(self, registration: Registration) -> ModelVersion:
-        """See `ModelRegistry.register`."""
-        known = self._versions.setdefault(registration.name, [])
-        for version in known:
-            if _same(version, registration):
-                return version
-        version = ModelVersion(**vars(registration), version=len(known) + 1, created=time.time())
-        known.append(version)
-        return version
-
-    def get(self, name: str, version: int) -> ModelVersion:
-        """See `ModelRegistry.get`."""
-        known = self._versions.get(name, [])
-        if not 1 <= version <= len(known):
-            raise RegistryError(
-                f"has no version {version}", where=f"model {name}", fix=f"it has {len(known)} versions"
-            )
-        return known[version - 1]
-
-    def versions(self, name: str) -> Sequence[ModelVersion]:
-        """See `ModelRegistry.versions`."""
-        return tuple(self._versions.get(name, ()))
-
-    def alias(self, name: str, alias: str) -> int | None:
-        """See `ModelRegistry.alias`."""
-        return self._alias.get((name, alias))
-
-    def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
-        """See `ModelRegistry.move_alias`."""
-        self.get(name, version)
-        current = self._alias.get((name, alias))
-        if current not in (expected, version):
-            raise RegistryError(
-                f"alias {alias!r} points to version {current}, and {expected} was expected", where=f"model {name}"
-            )
-        self._alias[(name, alias)] = version
-
-    def protected_manifests(self) -> set[str]:
-        """See `ModelRegistry.protected_manifests`."""
-        return {version.manifest for versions in self._versions.values() for version in versions}
+        super().__init__(MemoryBlobs())
 
 
 def _same(version: ModelVersion, registration: Registration) -> bool:
@@ -152,7 +119,7 @@ def _decode(data: bytes, key: str) -> ModelVersion:
         model: Mapping[str, Any] = value.pop("model")
         files = {name: StoredFile(**file) for name, file in model["files"].items()}
         return ModelVersion(model=ModelFiles(files, model["kind"], model["digest"]), **value)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RegistryError(
             f"is not a model version: {error!r}", where=key, fix="restore it from a backup"
         ) from error

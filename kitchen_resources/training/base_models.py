@@ -102,6 +102,10 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
             if length > 100 << 20:
                 raise ValueError(f"a header of {length} bytes")
             header: Mapping[str, Any] = json.loads(stream.read(length))
+        tensors = [item for name, item in header.items() if name != "__metadata__"]
+        whole = 8 + length + max((item["data_offsets"][1] for item in tensors), default=0)
+        if path.stat().st_size != whole:
+            raise ValueError(f"{path.stat().st_size} bytes of {whole}")
         return {name: item["shape"] for name, item in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -172,7 +176,7 @@ def _weight_files(folder: Path, where: str) -> list[Path]:
     """The safetensors files of a model: what its index names, or all that there are."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        named = _indexed(index, where)
         missing = [name for name in named if Path(name).name != name or not (folder / name).is_file()]
         if missing:
             raise ConfigError(f"its index names {missing[0]}, which is missing", where=where, fix="download it again")
@@ -188,6 +192,17 @@ def _weight_files(folder: Path, where: str) -> list[Path]:
             fix="convert it in an environment you trust: model.save_pretrained(folder) writes safetensors",
         )
     raise ConfigError("has no weights (*.safetensors)", where=where, fix="name a folder that save_pretrained wrote")
+
+
+def _indexed(index: Path, where: str) -> list[str]:
+    """The weight files that a model's index names."""
+    try:
+        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted(set(map(str, weights.values())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"its {index.name} is no index of weights: {error!r}", where=where, fix="download it again"
+        ) from error
 
 
 def _product(shape: list[int]) -> int:

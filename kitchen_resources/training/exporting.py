@@ -9,13 +9,14 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore, StoredFile
 from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.digests import canonical_json, digest_json
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelFiles
-from kitchen_resources.training.base_models import resolve_base, simulated_base
-from kitchen_resources.training.port import Serving, TrainingJob
+from kitchen_resources.training.base_models import resolve_base
+from kitchen_resources.training.port import LocalCheckpoint, Serving, TrainingJob
 
 EXPORT_VERSION = 1
 """Raised by hand when the same checkpoint would be exported otherwise."""
@@ -31,7 +32,7 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
         kind: merged, adapter, or both (the adapter in the subfolder `adapter`).
 
     Raises:
-        CheckpointError: The checkpoint is damaged or was pruned.
+        CheckpointError: The checkpoint was pruned; or it is damaged, and was quarantined.
     """
     template = job.data.extra.get("chat_template")
     asked = digest_json(
@@ -49,7 +50,7 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
         return files_from_json(json.loads(stored.data))
     scratch = launch.ports.blobs.scratch() / f"export-{uuid.uuid4().hex}"
     try:
-        checkpoint = launch.checkpoints.checkout(job.fingerprint, entry, scratch / "checkpoint")
+        checkpoint = _checkout(launch, job.fingerprint, entry, scratch / "checkpoint")
         session = launch.ports.trainer.session(job)
         target = scratch / "model"
         session.export(checkpoint, target, merged=kind != "adapter")
@@ -63,6 +64,25 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
     )
     launch.ports.blobs.put_if_absent(key, canonical_json(files_as_json(model)))
     return model
+
+
+def _checkout(launch: Launch, fingerprint: str, entry: CheckpointEntry, folder: Path) -> LocalCheckpoint:
+    """A checkpoint as a local folder. A damaged one is quarantined: nothing else would make a finished run whole."""
+    try:
+        return launch.checkpoints.checkout(fingerprint, entry, folder)
+    except CheckpointError as error:
+        if entry.payload != "present":
+            raise
+        lease = acquire(launch.ports.blobs, fingerprint, run=launch.run_id, wait_s=launch.recipe.lease_wait_s)
+        try:
+            launch.checkpoints.quarantine(lease, entry.step, str(error))
+        finally:
+            lease.release()
+        raise CheckpointError(
+            f"the checkpoint is damaged and was quarantined: {error}",
+            where=f"run {fingerprint[:12]}, step {entry.step}",
+            fix="run the recipe again, which makes it again",
+        ) from error
 
 
 def write_model_folder(content: ContentStore, model: ModelFiles, target: Path) -> Path:
@@ -131,20 +151,24 @@ def export_stored_checkpoint(
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or its base isn't the one it was trained from.
     """
-    from kitchen_resources.training.trl.export import export_model
-
     where = f"run {fingerprint[:12]}"
     entry = checkpoints.head(fingerprint).at(step)
     if entry is None:
-        steps = ", ".join(str(known.step) for known in checkpoints.head(fingerprint).entries())
-        raise CheckpointError(f"has no checkpoint at step {step}", where=where, fix=f"one of {steps}")
+        steps = ", ".join(str(known.step) for known in checkpoints.head(fingerprint).entries()) or "none yet"
+        raise CheckpointError(f"has no checkpoint at step {step}", where=where, fix=f"its checkpoints: {steps}")
     manifest = checkpoints.manifest(entry)
+    if manifest.simulated:
+        raise CheckpointError(
+            "is simulated and has no weights", where=f"{where}, step {step}", fix="train it with a real backend"
+        )
     scratch = checkpoints.blobs.scratch()
-    base = simulated_base("") if manifest.simulated else resolve_base(_pinned(manifest.base), scratch / "cache")
-    if not manifest.simulated and base.digest != manifest.base["digest"]:
+    base = resolve_base(_pinned(manifest.base), scratch / "cache")
+    if base.digest != manifest.base["digest"]:
         raise CheckpointError(
             f"its base {base.reference} is not what it was trained from", where=where, fix="restore that base model"
         )
+    from kitchen_resources.training.trl.export import export_model
+
     folder = scratch / f"export-{uuid.uuid4().hex}"
     try:
         checkpoint = checkpoints.checkout(fingerprint, entry, folder)

@@ -9,12 +9,14 @@ class LiveTrainer:
     """Opens a session when it is needed, keeps it for the run's next epoch, and closes it in the end.
 
     The session keeps no state of the training (see `Session`). `last` is the checkpoint that it has just published,
-    with its local folder: a parent that needn't be read back, as long as the head names the same one.
+    with its local folder: a parent that needn't be read back, as long as the head names the same one and nobody else
+    has held the lease since, who would have cleared that folder away.
     """
 
     def __init__(self, adapter: Trainer) -> None:
         self.adapter = adapter
         self.last: LocalCheckpoint | None = None
+        self.last_token = 0
         self._session: Session | None = None
         self._job: TrainingJob | None = None
 
@@ -30,11 +32,17 @@ class LiveTrainer:
         """The job of the live session."""
         return self._job
 
+    def keep(self, checkpoint: LocalCheckpoint, token: int) -> None:
+        """Remember what was just published under the lease of that token."""
+        self.last, self.last_token = checkpoint, token
+
     def discard(self) -> None:
         """Close the session and forget what it published: after a failure, a lost lease, or when all is done."""
         session, job = self._session, self._job
         self._session = self._job = self.last = None
-        if session is not None:
-            session.close()
-        if job is not None:
-            shutil.rmtree(job.scratch, ignore_errors=True)
+        try:
+            if session is not None:
+                session.close()
+        finally:
+            if job is not None:
+                shutil.rmtree(job.scratch, ignore_errors=True)

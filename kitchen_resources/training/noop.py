@@ -11,6 +11,7 @@ from kitchen_resources.digests import canonical_json, digest_bytes
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.port import (
     AdamParams,
     BaseModel,
@@ -51,7 +52,7 @@ class NoopTrainer:
             simulated=True,
         )
 
-    def check(self, recipe: Recipe) -> list[str]:
+    def check(self, recipe: Recipe) -> list[Problem]:
         """See `Trainer.check`."""
         return []
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.plan import TrainingPlan
 
 # Level a: epochs.
@@ -282,8 +283,8 @@ class Trainer(Protocol):
         """What it can do. Cheap, and works before anything is installed or reachable."""
         ...
 
-    def check(self, recipe: Recipe) -> list[str]:
-        """What of the recipe this backend can't do or doesn't know, one line each; empty when all is well."""
+    def check(self, recipe: Recipe) -> list[Problem]:
+        """What of the recipe this backend can't do or doesn't know; empty when all is well."""
         ...
 
     def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:

@@ -1,15 +1,15 @@
 """Preflight: refuse before any work what can't be trained, and say what it will take."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
+from kitchen_resources.datasets.port import RawDataset, RawRow
 from kitchen_resources.datasets.shapes import shape_of
 from kitchen_resources.errors import CapabilityError, DataError
 from kitchen_resources.formulas.hyperparameters import suggest_learning_rate
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.recipe import Recipe
-from kitchen_resources.recipes.rules import Problem, check_values, refuse
+from kitchen_resources.recipes.rules import HELD_OUT, Problem, check_values, refuse
 from kitchen_resources.training.port import Capabilities
 
 
@@ -45,7 +45,7 @@ class PreflightReport:
 
 
 def preflight(launch: Launch) -> PreflightReport:
-    """Check a launch, in the order of what is cheapest: values, backend, model, data, disk.
+    """Check a launch, in the order of what is cheapest: values, backend, data, model, disk.
 
     Raises:
         ConfigError: A value is out of bounds or contradicts another; all of them are named.
@@ -59,11 +59,16 @@ def preflight(launch: Launch) -> PreflightReport:
     adapter = launch.ports.trainer.adapter
     capabilities = adapter.capabilities()
     _require_capable(recipe, capabilities)
-    refuse(
-        [(line.split(":")[0], line.partition(": ")[2], "see docs/recipes.md") for line in adapter.check(recipe)], name
-    )
+    refuse(adapter.check(recipe), name)
+    opened = list(_opened(launch))
     base = launch.base
-    _require_readable(launch)
+    for raw, columns, first in opened:
+        shape_of(
+            first.value,
+            columns,
+            reference=f"dataset {raw.reference}",
+            conversational=launch.rendering.conversational,
+        )
     resolution = launch.resolution
     launch.checkpoints.require_space(resolution.state_bytes)
     return PreflightReport(
@@ -78,10 +83,10 @@ def preflight(launch: Launch) -> PreflightReport:
 
 def _scorer_problems(launch: Launch) -> list[Problem]:
     problems: list[Problem] = []
-    for evaluation in launch.recipe.evaluations:
+    for index, evaluation in enumerate(launch.recipe.evaluations):
         wrong = launch.ports.evaluator.check(evaluation.scorer, evaluation.scorer_args)
         if wrong is not None:
-            problems.append((f"evaluations.{evaluation.name}.scorer", wrong, "scorer: exact_match"))
+            problems.append((f"evaluations.{index}.scorer", wrong, "a registered scorer, and its own scorer_args"))
     return problems
 
 
@@ -95,7 +100,9 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
     steps = recipe.checkpoint_steps is not None or recipe.checkpoint_minutes is not None
     if steps and recipe.method not in capabilities.step_checkpoints:
         raise CapabilityError(
-            f"can't resume {recipe.method} exactly from inside an epoch", where=backend, fix="remove checkpoint_steps"
+            f"can't resume {recipe.method} exactly from inside an epoch",
+            where=backend,
+            fix="remove checkpoint_steps and checkpoint_minutes",
         )
     if recipe.lora is not None and not capabilities.lora:
         raise CapabilityError("doesn't train a LoRA", where=backend, fix="lora: null")
@@ -105,18 +112,21 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
         raise CapabilityError(f"has no {recipe.quantization} base", where=backend, fix="quantization: none")
 
 
-def _require_readable(launch: Launch) -> None:
-    """Read the first rows: a missing file, an empty one or unknown columns are told now and not after the model."""
-    raw = launch.raw.train
-    first: list[Any] = list(islice(raw.rows(), 1))
-    if not first:
-        raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
-    shape_of(
-        first[0].value,
-        launch.recipe.columns,
-        reference=f"dataset {raw.reference}",
-        conversational=launch.rendering.conversational,
-    )
+def _opened(launch: Launch) -> Iterator[tuple[RawDataset, Mapping[str, str], RawRow]]:
+    """Every data set that the launch will read, with the recipe's names of its columns, and its first row.
+
+    A missing or empty file is told now, and not after the model was fetched or, for an evaluation, an epoch trained.
+    """
+    recipe, splits = launch.recipe, launch.raw
+    named = [(raw, recipe.columns) for raw in (splits.train, splits.held_out) if raw is not None]
+    for evaluation in recipe.evaluations:
+        if evaluation.dataset != HELD_OUT:
+            named.append((launch.ports.datasets.open(evaluation.dataset, split=evaluation.split), evaluation.columns))
+    for raw, columns in named:
+        first = next(iter(raw.rows()), None)
+        if first is None:
+            raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
+        yield raw, columns, first
 
 
 def _learning_rate_note(recipe: Recipe) -> str:

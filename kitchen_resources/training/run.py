@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
@@ -28,7 +29,7 @@ from kitchen_resources.recipes.identity import Identity, Start, changes, identif
 from kitchen_resources.training.events import PublishingEvents
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, TrainingJob
-from kitchen_resources.training.start import find_start
+from kitchen_resources.training.start import fetch_start, find_start
 
 
 class Observer(Protocol):
@@ -129,12 +130,7 @@ class TrainingRun:
         Raises:
             ConfigError: It continues a run that has all the epochs already.
         """
-        if self.first_epoch > self.plan.epochs:
-            raise ConfigError(
-                f"is {self._recipe.epochs}, and the run that is continued has {self.first_epoch - 1} epochs already",
-                where="epochs",
-                fix=f"epochs: {self.first_epoch - 1 + max(self._recipe.epochs, 1)}",
-            )
+        self._require_something_to_do()
         head = self.head()
         last = self._last_epoch(head)
         missing = tuple(epoch for epoch in range(self.first_epoch, last + 1) if not self._is_made(head, epoch))
@@ -170,7 +166,11 @@ class TrainingRun:
         head = self.head()
         if head.end != self._end(head):
             with self._leased() as lease:
-                head = lease.update(lambda current: replace(current, end=self._end(current)))
+                # Here too: a process that was killed may have published the last epoch and not come to it.
+                self._retain(lease)
+                self._remove_scratch()
+                lease.update(lambda current: replace(current, end=self._end(current)))
+            head = self.head()
         return Finished(head=head, selected=self._selected(head), steps_done=steps)
 
     def evaluate_selected(self) -> EvaluationResult:
@@ -179,10 +179,15 @@ class TrainingRun:
         found = self.evaluations.recorded(entry)
         if found is None:
             with self._leased() as lease:
-                self.evaluations.evaluate(lease, entry, self._resolution(lease.head))
-                entry = self._selected(lease.head)
-            found = self.evaluations.recorded(entry)
-            assert found is not None
+                self.evaluations.evaluate(lease, entry, self._resolution(lease.head), self._observer.say)
+                measured = lease.head.at(entry.step)
+            found = self.evaluations.recorded(measured) if measured else None
+        if found is None:
+            raise CheckpointError(
+                "the model's checkpoint is damaged and was quarantined",
+                where=f"run {self.fingerprint[:12]}, step {entry.step}",
+                fix="run the recipe again, which makes it again",
+            )
         return found
 
     def job(self) -> TrainingJob:
@@ -190,7 +195,6 @@ class TrainingRun:
         live = self._launch.ports.trainer.job
         if live is not None and live.fingerprint == self.fingerprint:
             return live
-        scratch = self._launch.ports.blobs.scratch() / "runs" / self.fingerprint / uuid.uuid4().hex
         return TrainingJob(
             fingerprint=self.fingerprint,
             recipe=self._recipe,
@@ -198,7 +202,31 @@ class TrainingRun:
             base=self._launch.base,
             data=self._launch.training_rows(),
             plan=self.plan,
-            scratch=scratch,
+            scratch=self._scratch / uuid.uuid4().hex,
+        )
+
+    @property
+    def _scratch(self) -> Path:
+        """Where all attempts at this run work."""
+        return self._launch.ports.blobs.scratch() / "runs" / self.fingerprint
+
+    def _require_something_to_do(self) -> None:
+        """Refuse to continue a run that has done already what is asked for."""
+        if self.start is None or self.start.carry == "weights":
+            return
+        done, recipe = self.start.checkpoint, self._recipe
+        if done.global_step < self.plan.total_steps:
+            return
+        if recipe.max_steps is not None and done.global_step < recipe.epochs * self.plan.steps_per_epoch:
+            raise ConfigError(
+                f"is {recipe.max_steps}, and the run that is continued has done {done.global_step} steps already",
+                where="max_steps",
+                fix=f"max_steps: {done.global_step + recipe.max_steps}",
+            )
+        raise ConfigError(
+            f"is {recipe.epochs}, and the run that is continued has {done.epoch} epochs already",
+            where="epochs",
+            fix=f"epochs: {done.epoch + recipe.epochs}",
         )
 
     # Training, under the lease.
@@ -219,7 +247,8 @@ class TrainingRun:
         trainer = self._launch.ports.trainer
         self._store.require_space(job.resolution.state_bytes)
         if trainer.job is not job:
-            shutil.rmtree(job.scratch.parent, ignore_errors=True)
+            trainer.discard()
+            self._remove_scratch()
             job.scratch.mkdir(parents=True)
         parent = self._parent(lease, job)
         epoch = self._next_epoch(parent)
@@ -230,38 +259,49 @@ class TrainingRun:
             parent=parent,
             inside=self._manifest_inside(lease, parent, epoch),
             epoch=epoch,
-            published=self._on_published,
+            published=lambda entry, checkpoint: self._on_published(lease, entry, checkpoint),
         )
         session = trainer.session(job)
         started = time.monotonic()
         result = session.train_epoch(epoch, parent, events)
-        trainer.last = result.checkpoint
+        trainer.keep(result.checkpoint, lease.token)
         events.epoch_done(result.checkpoint, time.monotonic() - started)
         return result.steps_done
 
-    def _on_published(self, entry: CheckpointEntry, checkpoint: LocalCheckpoint) -> None:
-        self._launch.ports.trainer.last = checkpoint
+    def _on_published(self, lease: Lease, entry: CheckpointEntry, checkpoint: LocalCheckpoint) -> None:
+        self._launch.ports.trainer.keep(checkpoint, lease.token)
         self._observer.published(entry)
+        if not entry.epoch_complete:
+            # At an epoch's end that waits for its evaluation; inside a long epoch the disk would fill up.
+            self._retain(lease)
+
+    def _remove_scratch(self) -> None:
+        """Remove what attempts that were killed have left; whoever holds the lease is the only one at work."""
+        live = self._launch.ports.trainer.job
+        for folder in self._scratch.glob("*"):
+            if live is None or folder != live.scratch:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _parent(self, lease: Lease, job: TrainingJob) -> LocalCheckpoint | None:
         """Where to go on: what was just published here, else the newest sound checkpoint, else the start."""
-        last = self._launch.ports.trainer.last
+        trainer = self._launch.ports.trainer
         newest = lease.head.entries()[-1:]
         if (
-            last is not None
+            trainer.last is not None
+            and trainer.last_token >= lease.token - 1
             and newest
-            and newest[0].state_digest == last.state_digest
+            and newest[0].state_digest == trainer.last.state_digest
             and newest[0].payload == "present"
         ):
-            return last
-        self._launch.ports.trainer.last = None
+            return trainer.last
+        trainer.last = None
         found = self._store.resume_point(lease, job.scratch / "parent", self._observer.say)
         if found is None and any(entry.payload == "pruned" for entry in lease.head.entries()):
             self._observer.say("no checkpoint of this run is left whole; it is trained again from its start")
         if found is not None:
             self._observer.say(f"going on from step {found.global_step} (epoch {found.epoch})")
             return found
-        return self.start.checkpoint if self.start else None
+        return fetch_start(self._launch, self.start) if self.start else None
 
     def _manifest_inside(self, lease: Lease, parent: LocalCheckpoint | None, epoch: int) -> Manifest | None:
         """The parent's manifest when it lies inside the epoch, so that its rows and steps belong to it."""
@@ -279,7 +319,7 @@ class TrainingRun:
     def _evaluate_due(self, lease: Lease, epoch: int) -> None:
         for entry in lease.head.entries():
             if self._is_due(entry) and entry.epoch <= epoch and entry.payload == "present":
-                self.evaluations.evaluate(lease, entry, self._resolution(lease.head))
+                self.evaluations.evaluate(lease, entry, self._resolution(lease.head), self._observer.say)
 
     def _retain(self, lease: Lease) -> None:
         keep = payload_to_keep(
@@ -371,8 +411,13 @@ class TrainingRun:
         return resolution
 
     def _first_environment(self, head: Head) -> dict[str, Any] | None:
-        entries = head.checkpoints
-        return dict(self._store.manifest(entries[0]).environment) if entries else None
+        for entry in head.checkpoints:
+            try:
+                return dict(self._store.manifest(entry).environment)
+            except CheckpointError:
+                # Damaged; found and quarantined where the checkpoint itself is wanted.
+                continue
+        return None
 
     def _explain_drift(self, head: Head) -> None:
         """Say, or refuse, that this environment isn't the one that the run was started in."""
@@ -411,7 +456,7 @@ class TrainingRun:
         moved = changes(identity, self.identity.value)
         steps = self.plan.total_steps
         notes = [f"run {self.fingerprint[:12]} is new; since run {other[:12]} moved: {'; '.join(moved)}"]
-        if self._recipe.continue_from is None:
+        if self._recipe.continue_from is None and self._store.head(other).entries():
             notes.append(
                 f"it trains {steps} steps from the start; to go on from what is there instead, "
                 f"write continue_from: {other[:12]}"

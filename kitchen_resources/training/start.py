@@ -1,21 +1,24 @@
-"""Continuing a stored run: which checkpoint `continue_from` names, and whether the recipe can go on from it."""
+"""Continuing a stored run: which checkpoint `continue_from` names, and whether the recipe can go on from it.
+
+Which one it is, is part of the identity, and asked for by every stage; its files are wanted only by the first epoch.
+"""
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
-from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.manifest import Manifest
-from kitchen_resources.errors import ConfigError
+from kitchen_resources.errors import CheckpointError, ConfigError
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start
 from kitchen_resources.training.plan import TrainingPlan
+from kitchen_resources.training.port import LocalCheckpoint
 
 _REFERENCE = re.compile(r"(?P<run>latest|[0-9a-f]{4,64})(?:@(?P<step>\d+))?\Z")
 
 
 def find_start(launch: Launch, plan: TrainingPlan, identify: Callable[[Start | None], Identity]) -> Start | None:
-    """The checkpoint that a recipe continues, brought into a local folder; None when it starts afresh.
+    """The checkpoint that a recipe continues; None when it starts afresh. Its files are fetched by `fetch_start`.
 
     Args:
         launch: The launch.
@@ -24,7 +27,7 @@ def find_start(launch: Launch, plan: TrainingPlan, identify: Callable[[Start | N
 
     Raises:
         ConfigError: `continue_from` names no checkpoint, several, or one that can't be continued like this.
-        CheckpointError: The checkpoint is damaged.
+        CheckpointError: The checkpoint's manifest is damaged.
     """
     named = launch.recipe.continue_from
     if named is None:
@@ -37,10 +40,27 @@ def find_start(launch: Launch, plan: TrainingPlan, identify: Callable[[Start | N
             fix="continue_from: 3f2a91c04b77, 3f2a91c04b77@400, or latest",
         )
     if match["run"] == "latest":
-        fingerprint, step = _latest(launch, identify)
+        fingerprint, step = _latest(launch, plan, identify)
     else:
         fingerprint, step = _by_prefix(launch, match["run"]), None
-    return _start(launch, plan, fingerprint, int(match["step"]) if match["step"] else step)
+    return _start(launch, plan, identify, fingerprint, int(match["step"]) if match["step"] else step)
+
+
+def fetch_start(launch: Launch, start: Start) -> LocalCheckpoint:
+    """The checkpoint that a run continues, with its files in a local folder.
+
+    Raises:
+        CheckpointError: It is damaged, or was pruned meanwhile.
+    """
+    entry = launch.checkpoints.head(start.fingerprint).at(start.checkpoint.global_step)
+    if entry is None or entry.state_digest != start.checkpoint.state_digest:
+        raise CheckpointError(
+            "the checkpoint that is continued is not there any more",
+            where=f"run {start.fingerprint[:12]}, step {start.checkpoint.global_step}",
+            fix="name another one in continue_from",
+        )
+    launch.checkpoints.checkout_shared(start.fingerprint, entry, start.checkpoint.folder)
+    return start.checkpoint
 
 
 def _by_prefix(launch: Launch, prefix: str) -> str:
@@ -52,49 +72,81 @@ def _by_prefix(launch: Launch, prefix: str) -> str:
     raise ConfigError(what, where="continue_from", fix=f"give more digits: {shown}" if found else shown)
 
 
-def _latest(launch: Launch, identify: Callable[[Start | None], Identity]) -> tuple[str, int | None]:
-    """The newest run of the recipe; or, when that is already this very continuation, the one it continued.
+def _latest(
+    launch: Launch, plan: TrainingPlan, identify: Callable[[Start | None], Identity]
+) -> tuple[str, int | None]:
+    """The newest run of the recipe that has a whole checkpoint; or, when the newest run is already this very
+    continuation, the one it continued.
 
     Otherwise a second launch of the same recipe would continue its own first one, and train on for ever.
     """
     runs = launch.known_runs()
-    if not runs:
+    heads = {run["fingerprint"]: launch.checkpoints.head(run["fingerprint"]) for run in runs}
+    started = runs[-1]["identity"].get("start") if runs else None
+    if started is not None:
+        for run in runs[:-1]:
+            for entry in heads[run["fingerprint"]].entries():
+                if entry.state_digest == started["state"]:
+                    start = _carried(launch, plan, run["fingerprint"], entry)
+                    if identify(start).fingerprint == runs[-1]["fingerprint"]:
+                        return run["fingerprint"], entry.step
+    newest = [fingerprint for fingerprint, head in heads.items() if _whole(head)]
+    if not newest:
         raise ConfigError(
-            f"recipe {launch.name} has no run yet",
+            f"recipe {launch.name} has no run with a whole checkpoint yet",
             where="continue_from: latest",
             fix="run it once without continue_from",
         )
-    newest = runs[-1]
-    started = newest["identity"].get("start")
-    if started is not None:
-        for run in runs[:-1]:
-            for entry in launch.checkpoints.head(run["fingerprint"]).entries():
-                if entry.state_digest == started["state"] and entry.payload == "present":
-                    start = _carried(launch, run["fingerprint"], entry)
-                    if identify(start).fingerprint == newest["fingerprint"]:
-                        return run["fingerprint"], entry.step
-    return newest["fingerprint"], None
+    return newest[-1], None
 
 
-def _start(launch: Launch, plan: TrainingPlan, fingerprint: str, step: int | None) -> Start:
+def _start(
+    launch: Launch,
+    plan: TrainingPlan,
+    identify: Callable[[Start | None], Identity],
+    fingerprint: str,
+    step: int | None,
+) -> Start:
     where = f"continue_from: {launch.recipe.continue_from}"
-    entries = [entry for entry in launch.checkpoints.head(fingerprint).entries() if entry.payload == "present"]
-    if not entries:
+    head = launch.checkpoints.head(fingerprint)
+    whole = _whole(head)
+    chosen = head.at(step) if step is not None else next(reversed(whole or head.entries()), None)
+    start = _carried(launch, plan, fingerprint, chosen) if chosen is not None else None
+    if chosen is not None and start is not None and (chosen in whole or _is_under_way(launch, identify(start))):
+        _require_continuable(launch, plan, launch.checkpoints.manifest(chosen), where)
+        return start
+    if not whole:
         raise ConfigError(f"run {fingerprint[:12]} has no whole checkpoint", where=where, fix="train it again first")
-    chosen = entries[-1] if step is None else next((entry for entry in entries if entry.step == step), None)
-    if chosen is None:
-        steps = ", ".join(str(entry.step) for entry in entries)
-        raise ConfigError(
-            f"run {fingerprint[:12]} has no whole checkpoint at step {step}", where=where, fix=f"one of {steps}"
-        )
-    _require_continuable(launch, plan, launch.checkpoints.manifest(chosen), where)
-    return _carried(launch, fingerprint, chosen)
+    raise ConfigError(
+        f"run {fingerprint[:12]} has no whole checkpoint at step {step}",
+        where=where,
+        fix=f"one of {', '.join(str(entry.step) for entry in whole)}",
+    )
 
 
-def _carried(launch: Launch, fingerprint: str, entry: CheckpointEntry) -> Start:
-    folder = launch.cache / "starts" / f"{fingerprint}-{entry.step}"
-    checkpoint = launch.checkpoints.checkout(fingerprint, entry, folder)
-    return Start(fingerprint, replace(checkpoint, restart=launch.recipe.carry), launch.recipe.carry)
+def _whole(head: Head) -> list[CheckpointEntry]:
+    """The checkpoints of a run that can be continued."""
+    return [entry for entry in head.entries() if entry.payload == "present"]
+
+
+def _is_under_way(launch: Launch, identity: Identity) -> bool:
+    """Whether a run has checkpoints of its own. What it was started from may have been pruned since."""
+    return bool(launch.checkpoints.head(identity.fingerprint).entries())
+
+
+def _carried(launch: Launch, plan: TrainingPlan, fingerprint: str, entry: CheckpointEntry) -> Start:
+    # An epoch that `max_steps` ended early is not over for a run that goes further.
+    complete = entry.epoch_complete and entry.step >= plan.last_step(entry.epoch)
+    checkpoint = LocalCheckpoint(
+        folder=launch.cache / "starts" / f"{fingerprint}-{entry.step}-{entry.manifest[:16]}",
+        epoch=entry.epoch,
+        global_step=entry.step,
+        steps_into_epoch=entry.step - (entry.epoch - 1) * plan.steps_per_epoch,
+        epoch_complete=complete,
+        state_digest=entry.state_digest,
+        restart=launch.recipe.carry,
+    )
+    return Start(fingerprint, checkpoint, launch.recipe.carry)
 
 
 def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest, where: str) -> None:
@@ -127,7 +179,7 @@ def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest,
             where=where,
             fix="carry: weights, which counts epochs from 1 again",
         )
-    if not manifest.epoch_complete and theirs["data"] != launch.prepared.trained.digest:
+    if manifest.global_step < plan.last_step(manifest.epoch) and theirs["data"] != launch.prepared.trained.digest:
         raise ConfigError(
             "it lies inside an epoch over other rows", where=where, fix="name the end of an epoch, or carry: weights"
         )

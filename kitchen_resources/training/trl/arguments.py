@@ -2,18 +2,22 @@
 
 import dataclasses
 import difflib
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.port import Resolution
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_fused": "adamw_torch_fused", "sgd": "sgd", "adafactor": "adafactor"}
 
-# Argument -> the recipe's field to use instead, or why it is the kitchen's own.
-_FIELDS = {
+OWNED_FIELDS = {
     "num_train_epochs": "epochs",
     "max_steps": "max_steps",
     "per_device_train_batch_size": "batch_size",
@@ -29,14 +33,18 @@ _FIELDS = {
     "adam_epsilon": "adam_eps",
     "max_grad_norm": "max_grad_norm",
     "optim": "optimizer",
+    "optim_args": "optimizer",
+    "optim_target_modules": "optimizer",
     "bf16": "precision",
     "fp16": "precision",
     "gradient_checkpointing": "gradient_checkpointing",
     "activation_checkpointing": "gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "trainer_args.activation_checkpointing_kwargs",
     "full_determinism": "deterministic",
     "seed": "seed",
     "data_seed": "seed",
     "max_length": "max_length",
+    "max_seq_length": "max_length",
     "packing": "packing",
     "packing_strategy": "packing",
     "padding_free": "packing",
@@ -45,16 +53,22 @@ _FIELDS = {
     "chat_template_path": "chat_template",
     "save_steps": "checkpoint_steps",
     "eval_strategy": "eval_every",
+    "evaluation_strategy": "eval_every",
     "eval_steps": "eval_every",
 }
+"""Arguments that the recipe says by a field of its own, and that field; old names of arguments too."""
+
 _ORDER = "the kitchen owns the order of rows, and every row is trained once an epoch"
 _STORE = "checkpoints and their place are the store's"
 _RECORD = "telemetry records every step"
 _SAFE = "nothing untrusted is loaded and nothing is sent to a hub by a training run"
-_OWN = {
+_PROCESS = "it changes the whole process, and so the bits of evaluations and of other runs in it"
+_PLACE = "where it runs is the trainer's, not the recipe's"
+OWNED = {
     **dict.fromkeys(
         (
             "train_sampling_strategy",
+            "group_by_length",
             "length_column_name",
             "shuffle_dataset",
             "dataloader_drop_last",
@@ -147,33 +161,92 @@ _OWN = {
         (
             "use_cpu",
             "local_rank",
+            "average_tokens_across_devices",
             "ddp_backend",
             "ddp_timeout",
+            "ddp_find_unused_parameters",
+            "ddp_bucket_cap_mb",
+            "ddp_broadcast_buffers",
+            "ddp_static_graph",
             "deepspeed",
             "fsdp",
             "fsdp_config",
             "parallelism_config",
         ),
-        "where it runs is the trainer's, not the recipe's",
+        _PLACE,
+    ),
+    # tf32 is a flag of torch; compiling sets environment variables and picks kernels by the shapes that the process
+    # has seen so far; Liger replaces functions of the model's module.
+    **dict.fromkeys(
+        (
+            "tf32",
+            "torch_compile",
+            "torch_compile_backend",
+            "torch_compile_mode",
+            "use_liger_kernel",
+            "liger_kernel_config",
+        ),
+        _PROCESS,
     ),
     **dict.fromkeys(("eos_token", "pad_token"), "tokens are made before training, by the data stage"),
+    "use_cache": "training reads no cache",
+}
+"""Arguments that can't be set at all, and why; old names of arguments too."""
+
+_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context")
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_smoothing_factor": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    "neftune_noise_alpha": (lambda value: value > 0, "greater than 0"),
+    "torch_empty_cache_steps": (lambda value: value >= 1, "at least 1"),
+    "dataloader_num_workers": (lambda value: value >= 0, "at least 0"),
+    "dataloader_prefetch_factor": (lambda value: value >= 1, "at least 1"),
+    "dataloader_multiprocessing_context": (
+        lambda value: value in ("fork", "spawn", "forkserver"),
+        "fork, spawn or forkserver",
+    ),
+    "router_aux_loss_coef": (lambda value: value >= 0, "at least 0"),
+    "pad_to_multiple_of": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1"),
+    "loss_type": (lambda value: value in ("nll", "dft"), "nll or dft"),
 }
 
 
-def check_trainer_args(recipe: Recipe, config_class: type) -> list[str]:
-    """What is wrong with a recipe's `trainer_args`, one line each."""
+def check_trainer_args(recipe: Recipe, config_class: type) -> list[Problem]:
+    """What is wrong with a recipe's `trainer_args`: what the kitchen owns, unknown names, values that can't be."""
+    types = typing.get_type_hints(config_class)
     known = {field.name for field in dataclasses.fields(config_class)}
-    problems = []
-    for name in recipe.trainer_args:
-        if name in _FIELDS:
-            problems.append(f"trainer_args.{name}: is the recipe's own field; write {_FIELDS[name]}: … instead")
-        elif name in _OWN:
-            problems.append(f"trainer_args.{name}: can't be set, because {_OWN[name]}; remove it")
+    arguments = recipe.trainer_args
+    problems: list[Problem] = []
+    for name, value in arguments.items():
+        path = f"trainer_args.{name}"
+        if name in OWNED_FIELDS:
+            problems.append((path, "is said by another field of the recipe", f"{OWNED_FIELDS[name]}: …"))
+        elif name in OWNED:
+            problems.append((path, f"can't be set, because {OWNED[name]}", f"nothing: remove {name}"))
         elif name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"trainer_args.{name}: {config_class.__name__} has no such field{hint}")
+            close = difflib.get_close_matches(name, known - {*OWNED, *OWNED_FIELDS}, n=1)
+            fix = f"{close[0]}: {value}, if that was meant" if close else f"nothing: remove {name}"
+            problems.append((path, f"{config_class.__name__} has no such field", fix))
+        else:
+            problems.extend(_wrong_value(name, value, types[name], arguments))
     return problems
+
+
+def _wrong_value(name: str, value: Any, wanted: Any, arguments: dict[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a value; the config class itself checks few types, and those only when training starts."""
+    path = f"trainer_args.{name}"
+    try:
+        TypeAdapter(wanted).validate_python(value, strict=True)
+    except ValidationError:
+        said = getattr(wanted, "__name__", None) or str(wanted).replace("typing.", "")
+        yield path, f"must be {said}, got {value!r}", f"{name}: a value of that type"
+        return
+    if name in _WORKERS and not arguments.get("dataloader_num_workers"):
+        yield path, "means something only with workers", "dataloader_num_workers: 1 beside it"
+    if value is None or name not in _VALUES:
+        return
+    is_valid, bound = _VALUES[name]
+    if not is_valid(value):
+        yield path, f"must be {bound}, got {value!r}", f"{name}: a value within that"
 
 
 def training_arguments(

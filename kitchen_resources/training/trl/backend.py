@@ -1,10 +1,12 @@
 """The `trl` backend as a `Trainer`."""
 
+from pathlib import Path
 from typing import Any
 
-from kitchen_resources.errors import CapabilityError
+from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.formulas.memory import state_bytes, training_bytes
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.port import BaseModel, Capabilities, Resolution, Session, TrainingJob
 
 TRL_ALGORITHM_VERSION = 1
@@ -28,7 +30,7 @@ class TrlTrainer:
             quantization=frozenset({"none", "8bit", "4bit"}),
         )
 
-    def check(self, recipe: Recipe) -> list[str]:
+    def check(self, recipe: Recipe) -> list[Problem]:
         """See `Trainer.check`."""
         if not recipe.trainer_args:
             return []
@@ -39,8 +41,6 @@ class TrlTrainer:
 
     def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
         """See `Trainer.resolve`."""
-        from transformers import AutoConfig
-
         from kitchen_resources.training.trl import machine
         from kitchen_resources.training.trl.arguments import OPTIMIZERS
         from kitchen_resources.training.trl.models import weight_dtype
@@ -50,7 +50,7 @@ class TrlTrainer:
             raise CapabilityError(
                 "a simulated model can't be trained", where="model", fix="name a model with weights"
             )
-        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+        config = _config(base.folder)
         device = machine.choose_device(self._device)
         threads = machine.choose_threads(self._threads, base.parameters)
         precision = machine.choose_precision(recipe, device)
@@ -82,6 +82,30 @@ class TrlTrainer:
         from kitchen_resources.training.trl.session import TrlSession
 
         return TrlSession(job)
+
+
+def _config(folder: Path) -> Any:
+    """The model's config, as transformers knows it.
+
+    Raises:
+        ConfigError: It is of an architecture that this transformers doesn't have, or of no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    where = f"model {folder}"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"its config can't be used: {str(error).splitlines()[0]}",
+            where=where,
+            fix="name a model that transformers has itself; code that comes with a model is never run",
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"{config.model_type or 'it'} is no causal language model", where=where, fix="name one that writes text"
+        )
+    return config
 
 
 def _trained_parameters(recipe: Recipe, config: Any, parameters: int) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.errors import CapabilityError
+from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import Resolution
 
@@ -16,6 +16,10 @@ def load_causal_lm(folder: Path, *, dtype: str, attention: str | None, quantizat
         dtype: Name of the torch type that its weights are held in.
         attention: Kernel, or None for the model's default.
         quantization: `8bit` or `4bit` for a frozen base in fewer bits, else `none`.
+
+    Raises:
+        ConfigError: The folder lacks some of the model's weights; transformers would make them up from the process's
+            random numbers.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -23,14 +27,23 @@ def load_causal_lm(folder: Path, *, dtype: str, attention: str | None, quantizat
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if quantization != "none":
         options["quantization_config"] = _quantization(quantization)
-    return AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
         **options,
     )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"lacks {len(missing)} of the model's weights, such as {missing[0]}",
+            where=f"model {folder}",
+            fix="download or save it again; a model of another task can't be trained as a causal language model",
+        )
+    return model
 
 
 def weight_dtype(recipe: Recipe, precision: str) -> str:

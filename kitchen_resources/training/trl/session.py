@@ -26,6 +26,9 @@ from kitchen_resources.training.trl.models import load_for_training, lora_config
 from kitchen_resources.training.trl.state import load_weights, write_resume_folder
 from kitchen_resources.training.trl.trainer import SavedState
 
+# What torch says on a CPU; there it has no class of its own for it.
+_OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+
 METHODS = {"supervised": supervised}
 """The module of each method that TRL trains here."""
 
@@ -239,7 +242,7 @@ def _errors_named(job: TrainingJob, epoch: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(job, where, error) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        if any(sign in str(error) for sign in _OUT_OF_HOST_MEMORY):
             raise _out_of_memory(job, where, error) from error
         raise BackendError(f"{type(error).__name__}: {error}", where=where) from error
 
