@@ -27,7 +27,8 @@ def pack(source: Path, target: Path, content: ContentStore, rows: PreparedSplit,
     from trl import pack_dataset
 
     datasets.disable_progress_bars()
-    table = pyarrow.parquet.read_table(source, columns=["row_id", "input_ids", "labels"])
+    # In one piece: TRL refuses columns whose offsets differ, and those of a piece begin at 0 again.
+    table = pyarrow.parquet.read_table(source, columns=["row_id", "input_ids", "labels"]).combine_chunks()
     unpacked = table.select(["input_ids", "labels"]).append_column("row_ids", _row_id_per_token(table))
     packed = pack_dataset(datasets.Dataset(unpacked), max_length, "bfd", {"keep_in_memory": True})
     result = packed.with_format("arrow")[:].select(["input_ids", "labels", "seq_lengths", "row_ids"])

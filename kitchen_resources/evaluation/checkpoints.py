@@ -46,7 +46,7 @@ class CheckpointEvaluations:
     @cached_property
     def key(self) -> str:
         """Key of what is asked."""
-        return evaluation_key(self.tasks)
+        return evaluation_key(self.tasks, self._launch.ports.evaluator.name)
 
     def values(self, head: Head, metric: str) -> Mapping[int, float]:
         """A metric by epoch, where it was measured at the epoch's end."""

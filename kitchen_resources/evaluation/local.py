@@ -4,18 +4,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kitchen_resources.errors import ConfigError, EvaluationError, KitchenError, OutOfMemory
+from kitchen_resources.errors import ConfigError, EvaluationError, OutOfMemory
 from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, Measure, Question
-from kitchen_resources.evaluation.scorers import find_scorer, wrong_options
-from kitchen_resources.formulas.metrics import mean_interval, ratio_interval, wilson_interval
+from kitchen_resources.evaluation.scorers import Scorer, find_scorer, wrong_options
+from kitchen_resources.formulas.metrics import mean_interval, perplexity, ratio_interval, wilson_interval
 from kitchen_resources.formulas.scoring import Score
 from kitchen_resources.numerics import preserved_numerics
 
 _SAMPLES = 8
 
+# Logits of a forward pass for the loss, in numbers: 1 GiB in fp32. A batch of 64 rows of 2,048 tokens over a vocabulary
+# of 150,000 would take 80 GB.
+_LOGITS = 1 << 28
+
 
 class LocalEvaluator:
     """An `Evaluator` on this machine. Greedy answers; the loss is the mean over learned tokens."""
+
+    name = "local"
 
     def check(self, scorer: str, arguments: Mapping[str, Any]) -> str | None:
         """See `Evaluator.check`."""
@@ -38,10 +44,14 @@ class LocalEvaluator:
                     if task.scored is not None:
                         measures.update(_loss(loaded, task))
                     if task.questions:
-                        scores, answers = _answer(loaded, tokenizer, task)
+                        scorer = find_scorer(task.scorer)
+                        answers = _answer(loaded, tokenizer, task)
+                        scores = _score(scorer, task, answers)
                         measures.update(_score_measures(task, scores))
                         samples += _samples(task, scores, answers)
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
                     raise OutOfMemory(
                         "ran out of memory", where=f"evaluation {task.name}", fix="lower its batch_size or max_tokens"
                     ) from error
@@ -50,6 +60,8 @@ class LocalEvaluator:
 
 class NoopEvaluator:
     """An `Evaluator` that measures nothing, and says so."""
+
+    name = "noop"
 
     def check(self, scorer: str, arguments: Mapping[str, Any]) -> str | None:
         """See `Evaluator.check`."""
@@ -60,12 +72,21 @@ class NoopEvaluator:
         return EvaluationResult({}, [], note="not measured: the noop evaluator is in use")
 
 
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a device or the host has no room; torch has no type of its own for the host."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def _load(model: EvaluatedModel) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     from kitchen_resources.training.trl.models import load_causal_lm
 
     loaded = load_causal_lm(model.folder, dtype=model.dtype, attention=model.attention)
+    # Transformers fills what `_generate` leaves out from the model's own settings: no_repeat_ngram_size, min_new_tokens …
+    loaded.generation_config = GenerationConfig()
     if model.adapter is not None:
         from peft import PeftModel
 
@@ -75,7 +96,7 @@ def _load(model: EvaluatedModel) -> tuple[Any, Any]:
 
 
 def _loss(model: Any, task: EvaluationTask) -> dict[str, Measure]:
-    """Negative log-likelihood per learned token, in nats, and the perplexity it gives."""
+    """Negative log-likelihood per learned token, in nats, and the perplexity it gives; nothing where no token is learned."""
     import pyarrow.parquet
 
     assert task.scored is not None
@@ -85,18 +106,35 @@ def _loss(model: Any, task: EvaluationTask) -> dict[str, Measure]:
         for batch in file.iter_batches(task.batch_size, columns=["input_ids", "labels"]):
             rows = list(zip(batch["input_ids"].to_pylist(), batch["labels"].to_pylist(), strict=True))
             for total, count in _row_losses(model, rows, task.pad_token_id):
+                if not math.isfinite(total):
+                    raise EvaluationError(
+                        f"the loss of row {len(sums)} is {total}",
+                        where=f"evaluation {task.name}",
+                        fix="precision: fp32, or look at the model's weights",
+                    )
                 sums.append(total)
                 tokens.append(count)
-    value = math.fsum(sums) / math.fsum(tokens)
+    scored = [(total, count) for total, count in zip(sums, tokens, strict=True) if count]
+    if not scored:
+        return {}
+    sums, tokens = [total for total, _ in scored], [count for _, count in scored]
+    value, n = math.fsum(sums) / math.fsum(tokens), len(scored)
     low, high = ratio_interval(sums, tokens)
-    n = len(sums)
-    return {
-        f"{task.name}/loss": Measure(value, n, low, high),
-        f"{task.name}/perplexity": Measure(math.exp(value), n, math.exp(low), math.exp(high)),
-    }
+    measures = {f"{task.name}/loss": Measure(value, n, low, high)}
+    if math.isfinite(perplexity(value)):
+        measures[f"{task.name}/perplexity"] = Measure(perplexity(value), n, perplexity(low), perplexity(high))
+    return measures
 
 
 def _row_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Iterator[tuple[float, float]]:
+    """Sum of the losses of each row's learned tokens, and their number."""
+    longest = max(len(ids) for ids, _ in rows)
+    at_once = max(1, _LOGITS // (longest * model.config.get_text_config().vocab_size))
+    for start in range(0, len(rows), at_once):
+        yield from _forward(model, rows[start : start + at_once], pad)
+
+
+def _forward(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Iterator[tuple[float, float]]:
     import torch
 
     longest = max(len(ids) for ids, _ in rows)
@@ -112,8 +150,8 @@ def _row_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: in
     yield from zip(losses.sum(1).tolist(), learned.sum(1).double().tolist(), strict=True)
 
 
-def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> tuple[list[Score], list[str]]:
-    """Greedy answers, and their scores, in the order of the questions."""
+def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> list[str]:
+    """Greedy answers, in the order of the questions."""
     order = sorted(range(len(task.questions)), key=lambda index: len(task.questions[index].prompt_ids))
     answers = [""] * len(order)
     for start in range(0, len(order), task.batch_size):
@@ -121,20 +159,33 @@ def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> tuple[list[Scor
         prompts = [list(task.questions[index].prompt_ids) for index in indices]
         for index, answer in zip(indices, _generate(model, tokenizer, prompts, task), strict=True):
             answers[index] = answer
-    scorer = find_scorer(task.scorer)
-    scores = []
+    return answers
+
+
+def _score(scorer: Scorer, task: EvaluationTask, answers: Sequence[str]) -> list[Score]:
+    """The score of each answer; whatever is wrong names the row."""
+    scores: list[Score] = []
     for question, answer in zip(task.questions, answers, strict=True):
+        where = f"evaluation {task.name}, {question.where}"
         try:
-            scores.append(scorer(answer.strip(), (question.expected or "").strip(), **task.scorer_args))
-        except KitchenError:
+            score = scorer(answer.strip(), (question.expected or "").strip(), **task.scorer_args)
+        except ConfigError:
+            # The options are wrong, and not the row.
             raise
+        except EvaluationError as error:
+            raise EvaluationError(error.what, where=where, fix=error.fix) from error
         except Exception as error:
             raise EvaluationError(
-                f"the scorer {task.scorer} failed: {error!r}",
-                where=question.where,
-                fix="correct the scorer or the row",
+                f"the scorer {task.scorer} failed: {error!r}", where=where, fix="correct the scorer or the row"
             ) from error
-    return scores, answers
+        if not isinstance(score, Score) or not math.isfinite(score.score):
+            raise EvaluationError(
+                f"the scorer {task.scorer} returned {score!r}",
+                where=where,
+                fix="return kitchen_resources.formulas.scoring.Score(score, passed), with a finite score",
+            )
+        scores.append(score)
+    return scores
 
 
 def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], task: EvaluationTask) -> list[str]:

@@ -1,5 +1,6 @@
 """The evaluation port: what is asked of a model, and the answer with its uncertainty."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,12 +152,18 @@ def result_from_json(value: Mapping[str, Any]) -> EvaluationResult:
 
 
 def _number(value: float) -> float | None:
-    return value if value == value else None
+    return value if math.isfinite(value) else None
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Answers evaluation tasks with a model."""
+    """Answers evaluation tasks with a model.
+
+    Attributes:
+        name: Name of the adapter. What two adapters found of one model is kept apart.
+    """
+
+    name: str
 
     def check(self, scorer: str, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with a scorer's name or options, or None."""
@@ -166,7 +173,8 @@ class Evaluator(Protocol):
         """Evaluate a model. Random numbers and threads of the process are as before when it returns.
 
         Raises:
-            EvaluationError: A scorer fails on a row, or isn't known.
+            ConfigError: A scorer isn't known, or can't take its options.
+            EvaluationError: A scorer fails on a row, which is named, or a loss isn't finite.
             OutOfMemory: With what to lower.
         """
         ...

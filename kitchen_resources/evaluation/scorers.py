@@ -46,13 +46,15 @@ def find_scorer(name: str) -> Scorer:
 
 def wrong_options(name: str, options: Mapping[str, Any]) -> str | None:
     """What is wrong with a scorer's options, or None. Values are tried on a built-in scorer; yours is only read."""
-    parameters = inspect.signature(find_scorer(name)).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    known = list(parameters)[2:]
-    unknown = [option for option in options if option not in known]
+    parameters = list(inspect.signature(find_scorer(name)).parameters.values())[2:]
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [option for option in options if option not in known and not takes_any]
     if unknown:
         return f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+    missing = [p.name for p in parameters if p.name in known and p.default is p.empty and p.name not in options]
+    if missing:
+        return f"{name} needs the option {missing[0]!r}"
     if name in BUILT_IN:
         try:
             BUILT_IN[name]("0", "0", **options)

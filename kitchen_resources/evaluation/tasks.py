@@ -22,9 +22,10 @@ EVALUATION_VERSION = 1
 """Raised by hand when the same model and rows would be measured otherwise."""
 
 
-def evaluation_key(tasks: Sequence[EvaluationTask]) -> str:
-    """Key of what is asked, whatever the model."""
-    return digest_json({"version": EVALUATION_VERSION, "tasks": [task.spec() for task in tasks]})
+def evaluation_key(tasks: Sequence[EvaluationTask], evaluator: str) -> str:
+    """Key of what is asked and of who answers it, whatever the model."""
+    specs = [task.spec() for task in tasks]
+    return digest_json({"version": EVALUATION_VERSION, "evaluator": evaluator, "tasks": specs})
 
 
 def make_tasks(
@@ -75,7 +76,7 @@ def make_tasks(
             loss = None
         if not questions:
             raise DataError(
-                "none of its rows ends with an answer to compare with",
+                "none of its rows has a question, and an answer to compare with",
                 where=f"evaluations.{evaluation.name}",
                 fix="give it rows whose last message is the assistant's",
             )
@@ -111,7 +112,7 @@ def _held_out_questions(scored: Path, renderer: Any, evaluation: EvaluationConfi
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(scored, columns=["where", "prompt_ids", "expected"])
-    rows = (row for row in table.to_pylist() if row["expected"] is not None)
+    rows = (row for row in table.to_pylist() if row["expected"] is not None and row["prompt_ids"])
     return [
         Question(row["where"], row["prompt_ids"], row["expected"], renderer.tokenizer.decode(row["prompt_ids"]))
         for row in islice(rows, evaluation.samples)
@@ -130,7 +131,7 @@ def _other_questions(
                 f"row {row.row_id} ({row.where}): {reason}", where=f"evaluations.{evaluation.name}", fix="correct it"
             )
         prompt_ids, expected = question_of(outcome, renderer)
-        if expected is not None:
+        if expected is not None and prompt_ids:
             questions.append(Question(outcome.where, prompt_ids, expected, renderer.tokenizer.decode(prompt_ids)))
         if evaluation.samples is not None and len(questions) == evaluation.samples:
             break

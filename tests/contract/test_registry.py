@@ -8,13 +8,13 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
-from registrations import RUN_B, measured, model_files, registration
 
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.errors import RegistryError
 from kitchen_resources.registry.port import ModelRegistry, Registration
 from kitchen_resources.registry.store import NoopRegistry, StoreRegistry
+from tests.registrations import RUN_B, measured, model_files, registration
 
 ADAPTERS: dict[str, Callable[[Path], ModelRegistry]] = {
     "store, local": lambda folder: StoreRegistry(LocalBlobs(folder / "store")),
