@@ -5,20 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources import embedded
+from kitchen_resources.embedded.tokenizer import PAD_ID, TURN_END_ID, VOCAB_SIZE
 from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationTask, Question
 
-PAD = 0
 Row = tuple[list[int], list[int]]
 """Tokens and labels."""
 
 
 def write_tiny_model(folder: Path, *, seed: int = 0, scale: float = 6.0) -> Path:
-    """The embedded model with its matrices scaled up, so that its guesses are far from even."""
+    """The embedded model with its matrices scaled up: its guesses are far from even, and its best one is readable."""
     from safetensors.numpy import load_file, save_file
 
     embedded.write_model(folder, seed=seed)
     weights = load_file(folder / "model.safetensors")
     scaled = {name: array * scale if array.ndim == 2 else array for name, array in weights.items()}
+    head = scaled["lm_head.weight"]
+    for token in range(VOCAB_SIZE):
+        if not 32 <= token < 127 and token != TURN_END_ID:
+            # Half of the logit of a printable byte, so never the highest.
+            head[token] = 0.5 * head[32 + token % 95]
     save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -96,6 +101,6 @@ def task(questions: Sequence[Question] = (), scored: Path | None = None, **chang
         "batch_size": 4,
         "stop_token_ids": (),
         "stop_strings": (),
-        "pad_token_id": PAD,
+        "pad_token_id": PAD_ID,
     }
     return EvaluationTask(**{**whole, **changes})

@@ -79,7 +79,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield "dataset", "no data set is named", "dataset: a file, a folder, a hub id, or embedded:NAME"
     if recipe.warmup_ratio is not None and recipe.warmup_steps is not None:
         yield "warmup_ratio", "is given beside warmup_steps", "one of the two"
-    if recipe.lr_final > recipe.learning_rate:
+    if recipe.lr_final > max(recipe.learning_rate, 0):
         yield "lr_final", f"{recipe.lr_final:g} is above learning_rate {recipe.learning_rate:g}", "lr_final: 0"
     if recipe.quantization != "none" and recipe.lora is None:
         yield "quantization", "a quantized base can only carry a LoRA", "lora: {rank: 16}"

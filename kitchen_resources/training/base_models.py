@@ -120,7 +120,8 @@ def _embedded(reference: str, cache: Path) -> Path:
     if name not in EMBEDDED_MODELS:
         choices = ", ".join(EMBEDDED + model for model in EMBEDDED_MODELS)
         raise ConfigError(f"there is no embedded model {name!r}", where="model", fix=f"model: one of {choices}")
-    folder = cache / "models" / f"embedded-{name}"
+    # Named by its digest: another version of the kitchen may make another model.
+    folder = cache / "models" / f"embedded-{name}-{embedded.model_digest()[:12]}"
     embedded.write_model(folder)
     return folder
 
