@@ -26,9 +26,12 @@ from kitchen_resources.telemetry.dispatch import NoopTelemetry
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.noop import NoopSession, NoopTrainer
 from kitchen_resources.training.port import (
+    BaseModel,
+    Capabilities,
     CheckpointDraft,
     EpochResult,
     LocalCheckpoint,
+    Resolution,
     Session,
     StepMetrics,
     Trainer,
@@ -69,6 +72,20 @@ class Told:
     @property
     def text(self) -> str:
         return "\n".join(self.said)
+
+
+class UnmarkedTrainer(NoopTrainer):
+    """The noop backend without the mark that its numbers are simulated, so that its checkpoints are evaluated.
+
+    Its base is a real one: `model: embedded:tiny`.
+    """
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), simulated=False)
+
+    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+        resolution = super().resolve(recipe, base)
+        return replace(resolution, values={**resolution.values, "attention": "eager"})
 
 
 class HookedTrainer(NoopTrainer):

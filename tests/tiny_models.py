@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources import embedded
-from kitchen_resources.embedded.tokenizer import PAD_ID, TURN_END_ID, VOCAB_SIZE
+from kitchen_resources.embedded.tokenizer import PAD_ID, VOCAB_SIZE
 from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationTask, Question
 
 Row = tuple[list[int], list[int]]
@@ -21,7 +21,7 @@ def write_tiny_model(folder: Path, *, seed: int = 0, scale: float = 6.0) -> Path
     scaled = {name: array * scale if array.ndim == 2 else array for name, array in weights.items()}
     head = scaled["lm_head.weight"]
     for token in range(VOCAB_SIZE):
-        if not 32 <= token < 127 and token != TURN_END_ID:
+        if not 32 <= token < 127:
             # Half of the logit of a printable byte, so never the highest.
             head[token] = 0.5 * head[32 + token % 95]
     save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})

@@ -149,7 +149,6 @@ def _arrow_reader(source: Any) -> Iterator[Any]:
     try:
         reader = pyarrow.ipc.open_stream(source)
     except pyarrow.ArrowInvalid:
-        source.seek(0)
         file = pyarrow.ipc.open_file(source)
         return (file.get_batch(index) for index in range(file.num_record_batches))
     return iter(reader)

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import dagster as dg
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
 from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
 
 NAMED: dict[str, Any] = {"model": "path/to/model", "dataset": "rows.jsonl"}
 """The least that a recipe needs."""
@@ -133,3 +134,35 @@ def recipe(values: Mapping[str, Any] | None = None, *, name: str = "mine", **def
     bound = bind(SupervisedRecipe, {**NAMED, **(values or {})}, RecipeDefinition(name=name, **definition))
     assert isinstance(bound, SupervisedRecipe)
     return bound
+
+
+def launched(recipes: Mapping[str, Recipe], configs: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipes as the ops of one real run receive them."""
+    seen: dict[str, Any] = {}
+
+    def reader(name: str) -> dg.OpDefinition:
+        @dg.op(name=f"read_{name}", required_resource_keys={name})
+        def read(context: dg.OpExecutionContext) -> None:
+            seen[name] = getattr(context.resources, name)
+
+        return read
+
+    ops = [reader(name) for name in recipes]
+
+    @dg.job(resource_defs=dict(recipes))
+    def job() -> None:
+        for read in ops:
+            read()
+
+    job.execute_in_process(
+        run_config={
+            "resources": {name: {"config": config} for name, config in configs.items()},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        }
+    )
+    return seen
+
+
+def launch(made: Recipe, config: Mapping[str, Any]) -> Any:
+    """One recipe as an op receives it under the given run config."""
+    return launched({"mine": made}, {"mine": config})["mine"]

@@ -8,7 +8,7 @@ import pytest
 
 import kitchen_assets as kitchen
 from kitchen_assets.shelf import StoredRun, export, prune, storage
-from kitchen_resources.blobs.content import content_key
+from kitchen_resources.blobs.content import StoredFile, content_key
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.lease import acquire
@@ -19,8 +19,7 @@ from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registrati
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
 from kitchen_resources.training.trl import export as trl_export
-from tests.engine import Engine, failing_at, needed_files, payload_keys
-from tests.unit.test_training_run_selection import Unmarked
+from tests.engine import Engine, Planted, UnmarkedTrainer, failing_at, needed_files, payload_keys
 
 
 @pytest.fixture
@@ -39,8 +38,8 @@ def register(engine: Engine, head: Head, step: int, kind: str = "merged", **fiel
     """Register a checkpoint as a version, its model one small file."""
     entry = head.at(step)
     assert entry is not None
-    files = {"config.json": engine.store.content.put(b"{}"), "adapter/a.json": engine.store.content.put(b"[]")}
-    stored = {name: replace_size(engine, sha) for name, sha in files.items()}
+    contents = {"config.json": b"{}", "adapter/a.json": b"[]"}
+    stored = {name: StoredFile(engine.store.content.put(data), len(data)) for name, data in contents.items()}
     values: dict[str, Any] = {
         "name": "supervised",
         "fingerprint": head.fingerprint,
@@ -56,12 +55,6 @@ def register(engine: Engine, head: Head, step: int, kind: str = "merged", **fiel
     return StoreRegistry(engine.blobs).register(Registration(**{**values, **fields}))
 
 
-def replace_size(engine: Engine, sha256: str) -> Any:
-    from kitchen_resources.blobs.content import StoredFile
-
-    return StoredFile(sha256, engine.blobs.size(content_key(sha256)) or 0)
-
-
 # Storage
 
 
@@ -71,7 +64,7 @@ def test_an_empty_store_holds_no_runs() -> None:
 
 def test_the_runs_in_the_store_the_largest_first(engine: Engine) -> None:
     first = engine.head()
-    with pytest.raises(BaseException, match="at step 5"):
+    with pytest.raises(Planted, match="at step 5"):
         engine.with_(adapter=failing_at(5)).finish(seed=1)
     engine.finish(seed=2, keep_last=1)
     lease = acquire(engine.blobs, "ab" * 32, run="run-9", wait_s=0.0)
@@ -202,9 +195,9 @@ def test_a_folder_that_is_there_is_refused_and_stays(engine: Engine, tmp_path: P
 
 def test_unknown_versions_and_aliases_are_refused(engine: Engine, tmp_path: Path) -> None:
     register(engine, engine.head(), 9)
-    with pytest.raises(RegistryError, match="^model supervised: has no version 2\n  fix: registered versions: 1$"):
+    with pytest.raises(RegistryError, match=r"^model supervised: has no version 2\n  fix: registered versions: 1$"):
         export("supervised@2", tmp_path / "out", blobs=engine.blobs)
-    with pytest.raises(ConfigError, match="^export: model 'supervised' has no alias 'best'\n"):
+    with pytest.raises(ConfigError, match=r"^export: model 'supervised' has no alias 'best'\n"):
         export("supervised@best", tmp_path / "out", blobs=engine.blobs)
     with pytest.raises(ConfigError, match="has no alias '²'"):
         export("supervised@²", tmp_path / "out", blobs=engine.blobs)
@@ -260,7 +253,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def trained() -> Engine:
-    engine = Engine(adapter=Unmarked(), datasets=NoopDatasets(10))
+    engine = Engine(adapter=UnmarkedTrainer(), datasets=NoopDatasets(10))
     engine.finish(model="embedded:tiny", keep_last=3)
     return engine
 

@@ -284,6 +284,12 @@ def test_columns_that_a_recipe_names_go_before_others_that_the_rows_have() -> No
     assert messages_of({"messages": [Q, A], "reply": "x"}, completion="reply") == [Q, A]
 
 
+def test_a_column_may_be_renamed_away() -> None:
+    row = {"messages": [S], "prompt": "Q", "completion": "A"}
+    assert messages_of(row, unused="messages") == [Q, A]
+    assert messages_of(row) == [S]
+
+
 def test_a_row_without_a_renamed_column_is_a_finding() -> None:
     rows = [{"q": "Q", "a": "A"}, {"prompt": "Q", "a": "A"}]
     assert reasons_of(*rows, columns={"prompt": "q", "completion": "a"}) == {

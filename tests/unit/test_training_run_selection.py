@@ -6,7 +6,6 @@ the test wrote down for the step that it finds in the checkpoint's own file.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,27 +14,14 @@ from kitchen_resources.checkpoints.head import RunEnd
 from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, Measure
-from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.noop import NoopTrainer
-from kitchen_resources.training.port import BaseModel, Capabilities, Resolution
-from tests.engine import Engine, Planted, states
+from tests.engine import Engine, Planted, UnmarkedTrainer, states
 
 STEPS = 2
 """Steps of an epoch: ten rows, two of them held out, in batches of four."""
 LOSS = "held_out/loss"
 NAN = float("nan")
 FIELDS: dict[str, Any] = {"model": "embedded:tiny", "held_out": "0.2", "epochs": 5}
-
-
-class Unmarked(NoopTrainer):
-    """The noop backend, without the mark that its numbers are simulated."""
-
-    def capabilities(self) -> Capabilities:
-        return replace(super().capabilities(), simulated=False)
-
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
-        resolution = super().resolve(recipe, base)
-        return replace(resolution, values={**resolution.values, "attention": "eager"})
 
 
 class Scripted:
@@ -68,7 +54,7 @@ class Scripted:
 def bench(values: Sequence[float], metric: str = LOSS) -> tuple[Engine, Scripted]:
     """An engine whose epochs 1, 2 … measure these values."""
     evaluator = Scripted(dict(enumerate(values, start=1)), metric)
-    return Engine(adapter=Unmarked(), datasets=NoopDatasets(10), evaluator=evaluator), evaluator
+    return Engine(adapter=UnmarkedTrainer(), datasets=NoopDatasets(10), evaluator=evaluator), evaluator
 
 
 FALLING = [5.0, 4.0, 3.0, 2.0, 1.0]
