@@ -12,6 +12,7 @@ from kitchen_assets.door import describe, recipes, run, validate, workflows
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.results import Compared, RunResult
 from kitchen_assets.shelf import export, prune, storage
+from kitchen_resources.evaluation.scorers import register_scorer
 
 __all__ = [
     "CheckOutcome",
@@ -29,6 +30,7 @@ __all__ = [
     "export",
     "prune",
     "recipes",
+    "register_scorer",
     "run",
     "stage",
     "storage",

@@ -7,7 +7,7 @@ from pathlib import Path
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import default_store, open_store
 from kitchen_resources.checkpoints.head import CheckpointEntry
-from kitchen_resources.checkpoints.lease import acquire
+from kitchen_resources.checkpoints.lease import acquire, is_free
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import CheckpointError, ConfigError, LeaseHeld
@@ -148,7 +148,7 @@ def _stored_runs(checkpoints: CheckpointStore) -> Iterator[StoredRun]:
             whole=len(whole),
             bytes=sum(entry.bytes for entry in whole),
             ended=head.end.reason if head.end else "",
-            held_by=head.holder.run if head.holder else "",
+            held_by=head.holder.run if head.holder and not is_free(head.holder) else "",
         )
 
 

@@ -181,7 +181,7 @@ def _take(
         if stored is not None and head.holder == holder:
             # Taken by a swap whose answer was lost.
             return Lease(blobs, head, stored.version, holder, ttl_s)
-        if head.holder is None or _is_free(head.holder) or now - seen_at > ttl_s:
+        if head.holder is None or is_free(head.holder) or now - seen_at > ttl_s:
             taken = replace(head, holder=holder, token=head.token + 1, heartbeat=0)
             version = blobs.compare_and_swap(key, stored.version if stored else None, encode_head(taken))
             if version is not None:
@@ -199,7 +199,7 @@ def _take(
         time.sleep(min(_POLL_S, max(deadline - now, 0.01)))
 
 
-def _is_free(holder: Holder) -> bool:
+def is_free(holder: Holder) -> bool:
     """Whether a holder is known not to be at work any more: its process is gone, or is this one and holds it not."""
     return is_gone(holder) or (is_this_process(holder) and holder.id not in _held)
 

@@ -215,6 +215,7 @@ def _prepare(
             _add_other_held_out(held_out, report, others, set(prompts.tolist()))
     for finding in report.findings.values():
         finding.of = report.rows_read
+    report.findings["overlap"].of = held_out.rows if others is None else len(others[1])
     if train.rows == 0:
         report.require(recipe.row_limits, f"dataset {raw.train.reference}")
         raise DataError(

@@ -10,8 +10,7 @@ def question_of(example: Example, renderer: Any) -> tuple[list[int], str | None]
     if example.shape == "messages":
         *asked, last = example.messages
         if asked and last.get("role") == "assistant" and isinstance(last.get("content"), str):
-            prompt = [{k: v for k, v in message.items() if k not in ("trainable", "weight")} for message in asked]
-            return renderer.generation_prompt(prompt, tools=list(example.tools) or None), last["content"]
+            return renderer.generation_prompt(asked, tools=list(example.tools) or None), last["content"]
     if example.shape == "prompt_completion":
         return renderer.raw_prompt(example.prompt), example.completion
     return [], None

@@ -70,7 +70,7 @@ def choose_held_out(
         return held_out
     salt = f"held-out/{seed}/".encode()
     order = sorted(range(len(groups)), key=lambda index: hashlib.sha256(salt + groups[index].tobytes()).digest())
-    wanted = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    wanted = min(round(share * len(prompts)), len(prompts) - 1)
     chosen = numpy.zeros(len(groups), dtype=bool)
     taken = 0
     for index in order:

@@ -82,7 +82,7 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
 def _load(model: EvaluatedModel) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, GenerationConfig
 
-    from kitchen_resources.training.trl.models import load_causal_lm
+    from kitchen_resources.training.trl.models import load_causal_lm, quiet_libraries
 
     loaded = load_causal_lm(model.folder, dtype=model.dtype, attention=model.attention)
     # Transformers fills what `_generate` leaves out from the model's own settings: no_repeat_ngram_size, min_new_tokens …
@@ -90,7 +90,8 @@ def _load(model: EvaluatedModel) -> tuple[Any, Any]:
     if model.adapter is not None:
         from peft import PeftModel
 
-        loaded = PeftModel.from_pretrained(loaded, model.adapter, is_trainable=False)
+        with quiet_libraries():
+            loaded = PeftModel.from_pretrained(loaded, model.adapter, is_trainable=False)
     tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False, local_files_only=True)
     return loaded.to(model.device).eval(), tokenizer
 

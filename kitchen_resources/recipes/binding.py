@@ -186,6 +186,10 @@ def _checked(annotation: Any, value: Any, where: Where, path: str) -> Any:
         checked = TypeAdapter(annotation).validate_python(plain, strict=True)
     except ValidationError as error:
         raise type_error(error, lambda inner: where(f"{path}.{inner}" if inner else path)) from error
+    for key, item in checked.items() if isinstance(checked, Mapping) else ():
+        if item is None:
+            # Dagster's maps hold no null, and its word on one is about its own internals.
+            raise ConfigError("can't be null", where=where(f"{path}.{key}"), fix="leave it out")
     _require_json(checked, where, path)
     return checked
 

@@ -1,10 +1,11 @@
 """Preflight: refuse before any work what can't be trained, and say what it will take."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kitchen_resources.datasets.port import RawDataset, RawRow
-from kitchen_resources.datasets.shapes import shape_of
+from kitchen_resources.datasets.shapes import RowProblem, shape_of
 from kitchen_resources.errors import CapabilityError, DataError
 from kitchen_resources.formulas.hyperparameters import suggest_learning_rate
 from kitchen_resources.launch import Launch
@@ -63,12 +64,7 @@ def preflight(launch: Launch) -> PreflightReport:
     opened = list(_opened(launch))
     base = launch.base
     for raw, columns, first in opened:
-        shape_of(
-            first.value,
-            columns,
-            reference=f"dataset {raw.reference}",
-            conversational=launch.rendering.conversational,
-        )
+        _require_known_shape(launch, raw, columns, first)
     resolution = launch.resolution
     launch.checkpoints.require_space(resolution.state_bytes)
     return PreflightReport(
@@ -127,6 +123,23 @@ def _opened(launch: Launch) -> Iterator[tuple[RawDataset, Mapping[str, str], Raw
         if first is None:
             raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
         yield raw, columns, first
+
+
+def _require_known_shape(launch: Launch, raw: RawDataset, columns: Mapping[str, str], first: RawRow) -> None:
+    """Refuse columns of no known shape, and conversations for a model that has no template for them.
+
+    What else is wrong with the first row is a finding of the row report, as with any other.
+    """
+    normalize = shape_of(
+        first.value,
+        columns,
+        reference=f"dataset {raw.reference}",
+        conversational=launch.rendering.conversational,
+    )
+    with suppress(RowProblem, DataError):
+        example = normalize(first)
+        if example.messages:
+            launch.rendering.renderer.prompt_text(list(example.messages))
 
 
 def _learning_rate_note(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """Losing the lease: who was taken over changes nothing, and what only looks like a loss is none."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -160,26 +161,49 @@ def test_the_heartbeat_notices_that_it_was_taken_over(blobs: MemoryBlobs, take: 
         lease.check()
 
 
-def test_a_store_that_is_away_for_less_than_the_ttl_costs_nothing(
+def test_no_heartbeat_comes_in_between_while_a_change_is_made(blobs: MemoryBlobs, take: Callable[..., Lease]) -> None:
+    lease = take(ttl_s=0.005)
+    seen: list[int] = []
+
+    def change(head: Head) -> Head:
+        seen.append(stored(blobs).heartbeat)
+        threading.Event().wait(0.05)
+        seen.append(stored(blobs).heartbeat)
+        return replace(head, end=END)
+
+    lease.update(change)
+    assert seen[0] == seen[1]
+    wait_until(lambda: stored(blobs).heartbeat > seen[1])
+
+
+class Outage:
+    """Lets every verb fail, each costing a second of the lease's clock, until `count` of them have."""
+
+    def __init__(self, clock: Clock, blobs: FaultyBlobs, count: int) -> None:
+        self.failed = 0
+        self._clock, self._blobs, self._count = clock, blobs, count
+        blobs.before = self
+
+    def __call__(self, verb: str, key: str) -> None:
+        self.failed += 1
+        self._clock.now += 1.0
+        if self.failed == self._count:
+            self._blobs.before = lambda verb, key: None
+        is_away(verb, key)
+
+
+def test_a_store_that_is_away_for_less_than_the_ttl_costs_nothing_however_often(
     blobs: MemoryBlobs, take: Callable[..., Lease], clock: Clock
 ) -> None:
     away = FaultyBlobs(blobs)
-    failed: list[str] = []
-
-    def fail(verb: str, key: str) -> None:
-        failed.append(verb)
-        clock.now += 1.0
-        if len(failed) == 3:
-            away.before = lambda verb, key: None
-        is_away(verb, key)
-
     lease = take(away, ttl_s=0.01)
     lease._ttl_s = 5.0
-    away.before = fail
-    wait_until(lambda: len(failed) == 3)
-    beats = stored(blobs).heartbeat
-    wait_until(lambda: stored(blobs).heartbeat > beats)
-    lease.check()
+    for _ in range(3):
+        outage = Outage(clock, away, 4)
+        wait_until(lambda outage=outage: outage.failed == 4)  # type: ignore[misc]
+        beats = stored(blobs).heartbeat
+        wait_until(lambda beats=beats: stored(blobs).heartbeat > beats + 1)  # type: ignore[misc]
+        lease.check()
     assert lease.update(lambda head: replace(head, end=END)).end == END
 
 
@@ -187,15 +211,11 @@ def test_a_store_that_is_away_for_longer_than_the_ttl_costs_the_lease(
     blobs: MemoryBlobs, take: Callable[..., Lease], clock: Clock
 ) -> None:
     away = FaultyBlobs(blobs)
-
-    def fail(verb: str, key: str) -> None:
-        clock.now += 1.0
-        is_away(verb, key)
-
     lease = take(away, ttl_s=0.01)
     lease._ttl_s = 5.0
-    away.before = fail
+    outage = Outage(clock, away, 1000)
     wait_until(lambda: lease._lost is not None)
+    assert outage.failed == 6
     with pytest.raises(LeaseLost, match=f"^{KEY}: the store could not be reached for 5 s: the store is away$"):
         lease.check()
     away.before = lambda verb, key: None

@@ -10,7 +10,8 @@ import kitchen_assets as kitchen
 from kitchen_assets.shelf import StoredRun, export, prune, storage
 from kitchen_resources.blobs.content import StoredFile, content_key
 from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.checkpoints.head import Head
+from kitchen_resources.checkpoints.head import Head, encode_head, head_key
+from kitchen_resources.checkpoints.holder import this_holder
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.digests import digest_bytes
@@ -79,6 +80,17 @@ def test_the_runs_in_the_store_the_largest_first(engine: Engine) -> None:
     ]
     assert [run.bytes for run in found] == [3 * size, size, size, 0]
     lease.release()
+    assert [run.held_by for run in storage(engine.blobs)] == [""] * 4
+
+
+def test_a_run_whose_process_was_killed_is_held_by_nobody(engine: Engine) -> None:
+    head = engine.head()
+    key = head_key(head.fingerprint)
+    stored = engine.blobs.get(key)
+    assert stored is not None
+    dead = replace(head, holder=replace(this_holder("run-9"), started=1.0))
+    assert engine.blobs.compare_and_swap(key, stored.version, encode_head(dead))
+    assert storage(engine.blobs)[0].held_by == ""
 
 
 def test_a_damaged_manifest_hides_no_run(engine: Engine) -> None:

@@ -20,7 +20,7 @@ from kitchen_resources.datasets.prepare import (
 )
 from kitchen_resources.datasets.renderers import make_renderer
 from kitchen_resources.datasets.sources import SourceDatasets
-from kitchen_resources.digests import digest_json
+from kitchen_resources.digests import digest_file, digest_json
 from kitchen_resources.embedded.tokenizer import chat_template
 from kitchen_resources.errors import CheckpointError, ConfigError, DataError
 from tests.unit.dataset_rows import chat, write_jsonl
@@ -81,9 +81,8 @@ def test_conversations_as_prepared_rows(pantry: Pantry, tmp_path: Path) -> None:
     assert (report.shape, report.rows_read, report.rows_trained, report.rows_held_out) == ("messages", 2, 2, 0)
     assert (report.tokens, report.trained_tokens, report.cut_tokens) == (tokens, 5, 0)
     assert (report.longest, report.lengths) == (len(second), {32: 2})
-    assert {kind: (finding.count, finding.of) for kind, finding in report.findings.items()} == dict.fromkeys(
-        ACCEPT_ALL, (0, 2)
-    )
+    counts = {kind: (finding.count, finding.of) for kind, finding in report.findings.items()}
+    assert counts == {**dict.fromkeys(ACCEPT_ALL, (0, 2)), "overlap": (0, 0)}
 
 
 def test_raw_pairs_as_prepared_rows(pantry: Pantry, tmp_path: Path) -> None:
@@ -342,6 +341,17 @@ def test_a_raw_digest_is_that_of_the_rows_and_of_the_share(tmp_path: Path) -> No
     store = SourceDatasets()
     raw = open_raw(recipe_of(path, held_out="0.1"), store)
     assert raw.digest == digest_json([store.open(str(path)).digest, 0.1])
-    assert open_raw(recipe_of(path, held_out=str(other)), store).digest == digest_json(
-        [store.open(str(path)).digest, store.open(str(other)).digest]
-    )
+    both = open_raw(recipe_of(path, held_out=str(other)), store)
+    digests = [store.open(str(source)).digest for source in (path, other)]
+    assert both.digest == digest_json(digests)
+    assert both.describe() == {
+        name: {
+            "reference": str(source),
+            "kind": "file",
+            "digest": digest,
+            "revision": "",
+            "files": {source.name: digest_file(source)},
+        }
+        for name, source, digest in zip(("train", "held_out"), (path, other), digests, strict=True)
+    }
+    assert list(raw.describe()) == ["train"]

@@ -51,11 +51,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn_questions(count: int = 9, seed: int = 0) -> list[Question]:
+    """Questions of 1 to 29 tokens; one of them holds a pad token that is no filler."""
     generator = random.Random(seed)
-    return [
-        question([generator.randrange(32, 127) for _ in range(generator.randrange(1, 30))], f"expected {index}")
-        for index in range(count)
-    ]
+    prompts = [[generator.randrange(32, 127) for _ in range(generator.randrange(1, 30))] for _ in range(count)]
+    prompts[-1][-1:] = [PAD_ID, 65]
+    return [question(prompt, f"expected {index}") for index, prompt in enumerate(prompts)]
 
 
 def answers(folder: Path, asked: EvaluationTask, **model: Any) -> list[str]:
@@ -149,8 +149,22 @@ def test_an_answer_ends_before_its_stop_string(model: Path) -> None:
     assert answers(model, both) == [text.split(free[2][1], 1)[0] for text in expected]
 
 
-def test_generation_stops_at_a_stop_string(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_filler_may_be_a_stop_token(model: Path) -> None:
+    asked = drawn_questions(6)
+    plain, tokenizer = load_plain(model), load_plain_tokenizer(model)
+    free = [continued(plain, list(row.prompt_ids), 16) for row in asked]
+    ends = [ids.index(free[0][3]) if free[0][3] in ids else 16 for ids in free]
+    assert min(ends) < 16 == max(ends)
+    # A row that ended early is filled up with pad tokens, which end nothing then.
+    asked_so = task(asked, max_tokens=16, stop_token_ids=[PAD_ID, free[0][3]], batch_size=6)
+    assert answers(model, asked_so) == [tokenizer.decode(ids[:end]) for ids, end in zip(free, ends, strict=True)]
+
+
+@pytest.mark.parametrize("by", ["token", "string"])
+def test_generation_stops_where_the_answer_ends(model: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     (free,) = answers(model, task(drawn_questions(1), max_tokens=16))
+    assert free[4] not in free[:4]
+    stop = {"stop_token_ids": [ord(free[4])]} if by == "token" else {"stop_strings": [free[4:6]]}
     lengths = []
     generate = type(load_plain(model)).generate
 
@@ -160,8 +174,8 @@ def test_generation_stops_at_a_stop_string(model: Path, monkeypatch: pytest.Monk
         return output
 
     monkeypatch.setattr(type(load_plain(model)), "generate", counted)
-    assert answers(model, task(drawn_questions(1), max_tokens=400, stop_strings=[free[4:6]])) == [free[:4]]
-    assert lengths == [6]
+    assert answers(model, task(drawn_questions(1), max_tokens=400, **stop)) == [free[:4]]
+    assert lengths == [5 if by == "token" else 6]
 
 
 def test_an_answer_has_at_most_so_many_tokens(model: Path) -> None:

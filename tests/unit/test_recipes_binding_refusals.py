@@ -72,6 +72,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a wrong type in a map": ({"columns": {"prompt": 1}}, "columns.prompt: Input should be a valid string, got 1\n"),
     "a wrong key of a map": ({"columns": {1: "a"}}, "columns.1: Input should be a valid string, got 1\n"),
+    "null in a map": ({"trainer_args": {"a": None}}, "trainer_args.a: can't be null\n  fix: leave it out"),
+    "null in a map of a block": (
+        {"evaluations": [{"scorer_args": {"pattern": None}}]},
+        "evaluations.0.scorer_args.pattern: can't be null\n",
+    ),
     "a set in a free-form value": (
         {"trainer_args": {"a": [{"b": {1}}]}},
         "trainer_args.a.0.b: must be a number, text, list or mapping, got {1}\n",

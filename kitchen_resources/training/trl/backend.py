@@ -43,13 +43,14 @@ class TrlTrainer:
         """See `Trainer.resolve`."""
         from kitchen_resources.training.trl import machine
         from kitchen_resources.training.trl.arguments import OPTIMIZERS
-        from kitchen_resources.training.trl.models import weight_dtype
+        from kitchen_resources.training.trl.models import require_quantization, weight_dtype
         from kitchen_resources.training.trl.session import METHODS
 
         if base.folder is None:
             raise CapabilityError(
                 "a simulated model can't be trained", where="model", fix="name a model with weights"
             )
+        require_quantization(recipe.quantization)
         config = _config(base.folder)
         device = machine.choose_device(self._device)
         threads = machine.choose_threads(self._threads, base.parameters)

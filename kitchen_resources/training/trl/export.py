@@ -8,7 +8,7 @@ from typing import Any
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.training.base_models import TOKENIZER_NAMES
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
-from kitchen_resources.training.trl.models import load_causal_lm
+from kitchen_resources.training.trl.models import load_causal_lm, quiet_libraries
 from kitchen_resources.training.trl.state import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
@@ -53,7 +53,8 @@ def _write_merged(folder: Path, serving: Serving, checkpoint: LocalCheckpoint, t
 
     # Merged in fp32: in bf16 the sum would round away part of a small update.
     base = load_causal_lm(folder, dtype="float32", attention=None)
-    model = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False).merge_and_unload()
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False).merge_and_unload()
     if serving.weight_dtype == "bfloat16":
         model = model.to(torch.bfloat16)
     model.save_pretrained(target)

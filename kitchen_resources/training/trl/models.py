@@ -1,11 +1,23 @@
 """Loading models for training and evaluation: local folders, safetensors, no remote code."""
 
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import Resolution
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep away a warning that the pinned peft causes in the pinned transformers, and that nobody here can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def load_causal_lm(folder: Path, *, dtype: str, attention: str | None, quantization: str = "none") -> Any:
@@ -80,15 +92,22 @@ def load_for_training(folder: Path, recipe: Recipe, resolution: Resolution) -> A
     return model
 
 
-def _quantization(bits: str) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
+def require_quantization(bits: str) -> None:
+    """Refuse a quantized base where its library is missing.
+
+    Raises:
+        CapabilityError: With the line that installs it.
+    """
+    if bits != "none" and importlib.util.find_spec("bitsandbytes") is None:
         raise CapabilityError(
             "needs bitsandbytes, which isn't installed",
             where=f"quantization: {bits}",
             fix='pip install "crucible-kitchen[quantization]"',
-        ) from error
+        )
+
+
+def _quantization(bits: str) -> Any:
+    require_quantization(bits)
     import torch
     from transformers import BitsAndBytesConfig
 

@@ -22,7 +22,7 @@ from kitchen_resources.training.trl import supervised
 from kitchen_resources.training.trl.arguments import training_arguments
 from kitchen_resources.training.trl.callbacks import EpochWatch
 from kitchen_resources.training.trl.export import export_model
-from kitchen_resources.training.trl.models import load_for_training, lora_config
+from kitchen_resources.training.trl.models import load_for_training, lora_config, quiet_libraries
 from kitchen_resources.training.trl.state import load_weights, write_resume_folder
 from kitchen_resources.training.trl.trainer import SavedState
 
@@ -58,7 +58,7 @@ class TrlSession:
         attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch))
         folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
-            with _errors_named(self._job, epoch):
+            with quiet_libraries(), _errors_named(self._job, epoch):
                 trainer = self._build(epoch, attempt, folder)
                 resume = None
                 if parent is not None and parent.restart == "weights":

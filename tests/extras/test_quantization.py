@@ -1,0 +1,30 @@
+"""8- and 4-bit bases with the real bitsandbytes, on a CPU: train a LoRA, resume exactly, export merged."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plain import weights_digest
+
+from tests.workflows.conftest import Bench, bench  # noqa: F401
+from tests.workflows.test_training import _stop_after_first_epoch
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go(bench: Bench, bits: str) -> None:  # noqa: F811
+    config: dict[str, Any] = {"max_rows": 90, "epochs": 2, "quantization": bits, "precision": "bf16", "lora": {"rank": 4}}
+    whole = bench.run(config)
+    assert whole.optimizer_steps == 12
+    plain = bench.run({**config, "quantization": "none"})
+    assert plain.fingerprint != whole.fingerprint
+    ours = weights_digest(bench.weights(whole.fingerprint))
+    assert ours != weights_digest(bench.weights(plain.fingerprint))
+
+    other = Bench(bench.folder / "split", bench.folder / "s", bench.instance)
+    _stop_after_first_epoch(other, config)
+    assert other.run(config).optimizer_steps == 6
+    assert weights_digest(other.weights(whole.fingerprint)) == ours
+    assert whole.model_path
+    assert (Path(whole.model_path) / "model.safetensors").is_file()
