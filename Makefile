@@ -7,11 +7,13 @@ SETUP := $(VENV)/.ready
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 export PYTHONDONTWRITEBYTECODE =
 # Tests train models of some hundred thousand weights: a second thread costs more than it brings.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_DISABLE_TELEMETRY=1
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
+RESULTS := .make
+KILLS ?= 100
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all lint types formulas unit contract workflows faults browser docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types formulas unit contract workflows faults extras browser docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,11 +34,14 @@ demo: $(SETUP) ## train the embedded default through Dagster, and see it learn (
 ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 	$(VENV)/bin/dagster dev -w workspace.yaml -h 127.0.0.1
 
-test: $(SETUP) lint types formulas unit contract workflows faults ## lint, types, formulas, contracts, workflows, a fault sample
-	@echo "make test: all passed"
+test: $(SETUP) clean-results lint types formulas unit contract workflows faults ## lint, types, formulas, contracts, workflows, a fault sample
+	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) ## make test, and the browser, the full faults and the executed docs
-	@scripts= ; $(PY) -m tests.summary -- $(MAKE) --no-print-directory test browser faults-full docs
+test-all: $(SETUP) clean-results lint types formulas unit contract workflows faults extras browser docs ## make test, and the extras, the browser, the executed docs
+	@$(PY) tests/summary.py "make test-all" $(RESULTS)
+
+clean-results:
+	@rm -rf $(RESULTS) && mkdir -p $(RESULTS)
 
 lint: $(SETUP) ## ruff
 	$(VENV)/bin/ruff check .
@@ -46,20 +51,43 @@ types: $(SETUP) ## mypy, strict
 	$(VENV)/bin/mypy
 
 formulas: $(SETUP) ## the pure functions, by exact numbers
-	$(TEST_ENV) $(PY) -m pytest -q tests/unit -k formulas
+	$(PYTEST) --junitxml=$(RESULTS)/formulas.xml -n 2 tests/unit -k formulas
 
 unit: $(SETUP) ## the parts, each alone
-	$(TEST_ENV) $(PY) -m pytest -q -n 2 tests/unit -k "not formulas"
+	$(PYTEST) --junitxml=$(RESULTS)/unit.xml -n 2 tests/unit -k "not formulas"
 
 contract: $(SETUP) ## one suite a port, over every adapter
-	$(TEST_ENV) $(PY) -m pytest -q -n 2 tests/contract
+	$(PYTEST) --junitxml=$(RESULTS)/contract.xml -n 2 tests/contract
 
 workflows: $(SETUP) ## whole runs through Dagster on the embedded model, values asserted
-	$(TEST_ENV) $(PY) -m pytest -q -n 2 tests/workflows
+	$(PYTEST) --junitxml=$(RESULTS)/workflows.xml -n 2 tests/workflows
 
-faults: $(SETUP) ## a sample of the faults: real SIGKILLs of real processes
-	$(TEST_ENV) $(PY) -m pytest -q tests/faults
+faults: $(SETUP) ## real SIGKILLs of real processes
+	$(PYTEST) --junitxml=$(RESULTS)/faults.xml tests/faults
+
+extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
+	PYTHONPATH=$(VENV)/extras $(PYTEST) --junitxml=$(RESULTS)/extras.xml tests/extras
+
+$(VENV)/.extras: $(SETUP)
+	@# Beside the environment and not in it: its import would slow every run of those who don't use it.
+	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/extras bitsandbytes==0.50.2
+	@touch $@
+
+browser: $(SETUP) ## the UI in headless Chromium
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  { echo "chromium is needed: apt-get install chromium"; exit 1; }
+	$(PYTEST) --junitxml=$(RESULTS)/browser.xml tests/ui
+
+docs: $(SETUP) ## every command of the README, run in a copy of the project
+	$(PYTEST) --junitxml=$(RESULTS)/docs.xml tests/docs
+	$(PY) docs/generate_recipes.py --check
+
+bench: $(SETUP) ## cost over the bare library, against benchmarks/bounds.toml
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.run
+
+soak: $(SETUP) ## random SIGKILLs on real training for as long as KILLS says (default 100)
+	OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak --kills $(KILLS)
 
 clean: ## remove what was built and what was run; the store too
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .tmp_dagster_home_* kitchen_store
+	rm -rf $(VENV) .make build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .tmp_dagster_home_* kitchen_store
 	find dagster_home -mindepth 1 ! -name 'dagster*.yaml*' -delete

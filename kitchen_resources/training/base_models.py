@@ -107,7 +107,7 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
         if path.stat().st_size != whole:
             raise ValueError(f"{path.stat().st_size} bytes of {whole}")
         return {name: item["shape"] for name, item in header.items() if name != "__metadata__"}
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"is not a safetensors file: {error}", where=str(path), fix="save or download it again"
         ) from error

@@ -1,6 +1,7 @@
 """Preflight on the base model: each kind of folder that can't be trained, what is said of it, and the estimates."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -202,8 +203,6 @@ def test_an_architecture_that_can_not_be_trained(
     model: Callable[[Change], str], config: dict[str, Any], said: str
 ) -> None:
     folder = model(both(write("config.json", json.dumps(config)), write("configuration_own.py", "raise SystemExit")))
-    import re
-
     assert re.fullmatch(said, refusal(folder, TrlTrainer(device="cpu")))
 
 
