@@ -1,10 +1,12 @@
 """The arithmetic of the benchmarks: what a measure is, how two sides are compared, and when a bound is exceeded."""
 
+import argparse
 import json
 import math
 import statistics
+import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -158,17 +160,18 @@ def _bound(where: str, section: object) -> Bound:
 
 
 def exceeded(measures: Sequence[Measure], bounds: Mapping[str, Bound]) -> list[str]:
-    """What is wrong, one sentence each; empty when every bound is measured and kept.
-
-    A bound that nothing measured counts as exceeded: else it would hold for ever, whatever happens.
-    """
-    wrong = [
+    """Which measures don't keep within their bounds, one sentence each."""
+    return [
         f"{item.name} is {number(item.value)}{f' {item.unit}' if item.unit else ''}, and must be {bound.text()}"
         for item in measures
         if (bound := bounds.get(item.name)) is not None and not bound.holds(item.value)
     ]
+
+
+def unmeasured(measures: Sequence[Measure], bounds: Mapping[str, Bound]) -> list[str]:
+    """Which bounds nothing was measured for, one sentence each: such a bound would hold for ever."""
     measured = {item.name for item in measures}
-    return [*wrong, *(f"{name} was not measured" for name in bounds if name not in measured)]
+    return [f"{name} was not measured" for name in bounds if name not in measured]
 
 
 def table(measures: Sequence[Measure], bounds: Mapping[str, Bound]) -> str:
@@ -193,3 +196,24 @@ def number(value: float) -> str:
     if value == round(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def main(benchmark: Callable[..., list[Measure]], arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark by command line: print its table; 1 when one of its bounds is exceeded.
+
+    Args:
+        benchmark: What measures; takes the number of rounds as `rounds`.
+        arguments: Of the command line.
+    """
+    parser = argparse.ArgumentParser(description=(sys.modules[benchmark.__module__].__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, help="how often it is repeated")
+    parser.add_argument("--json", type=Path, help="also write the measures to this file")
+    given = parser.parse_args(arguments)
+    measures = benchmark() if given.rounds is None else benchmark(rounds=given.rounds)
+    if given.json is not None:
+        write_measures(given.json, measures)
+    bounds = load_bounds()
+    print(table(measures, bounds))
+    wrong = exceeded(measures, bounds)
+    print("".join(f"{line}\n" for line in wrong), end="")
+    return int(bool(wrong))

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,13 @@ from typing import Any
 import psutil
 import yaml
 
+from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.checkpoints.store import CheckpointStore
+from kitchen_resources.registry.store import StoreRegistry
 from tests.ui.graphql_door import GraphqlDoor
 
 REPOSITORY = Path(__file__).parents[2]
+DAGSTER = str(Path(sys.executable).with_name("dagster"))
 _START_S = 90
 _STOP_S = 30
 
@@ -43,18 +47,32 @@ class DagsterDev:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def store(self) -> Path:
-        """Folder of the store."""
-        return self.folder / "store"
-
-    @property
     def graphql(self) -> GraphqlDoor:
         """Questions and launches without a browser."""
         return GraphqlDoor(self.url)
 
-    def processes(self) -> list[psutil.Process]:
-        """All processes of the session: web server, daemon, code servers, run workers; also where they lost their parent."""
-        return processes_of(self.pid)
+    @property
+    def blobs(self) -> LocalBlobs:
+        """The store."""
+        return LocalBlobs(self.folder / "store")
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoints in it."""
+        return CheckpointStore(self.blobs)
+
+    @property
+    def registry(self) -> StoreRegistry:
+        """The versions and aliases in it."""
+        return StoreRegistry(self.blobs)
+
+    def environment(self, name: str = "") -> dict[str, str]:
+        """The environment of a shell: that of the instance, or with a home and store of their own but its recipes."""
+        return _environment(self.folder, name)
+
+    def processes(self) -> set[int]:
+        """All processes of the session: web server, daemon, code servers, run workers; orphans too."""
+        return {process.pid for process in processes_of(self.pid)}
 
 
 def processes_of(session: int) -> list[psutil.Process]:
@@ -69,6 +87,20 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
+def wait_until(holds: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Ask until the answer is true, and return it.
+
+    Raises:
+        TimeoutError: It wasn't in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (answer := holds()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(0.05)
+    return answer
+
+
 @contextmanager
 def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]]) -> Iterator[DagsterDev]:
     """Start it, wait until the code location is loaded, and stop it in the end.
@@ -81,22 +113,18 @@ def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]]) -> Iterator[Da
         RuntimeError: It ended or was not ready in time; the message has the end of its log.
         AssertionError: A process of it outlived Ctrl-C.
     """
-    home = folder / "home"
-    home.mkdir(parents=True)
-    shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
     shelf = folder / "recipes"
     shelf.mkdir()
     for name, recipe in recipes.items():
         (shelf / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     log = folder / "dagster_dev.log"
     port = _free_port()
-    command = [str(Path(sys.executable).with_name("dagster")), "dev"]
-    command += ["-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
+    workspace = ["-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command,
+            [DAGSTER, "dev", *workspace],
             cwd=folder,
-            env=_environment(home, folder / "store", shelf),
+            env=_environment(folder, ""),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -112,10 +140,13 @@ def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]]) -> Iterator[Da
     assert left == [], f"{left} outlived Ctrl-C of dagster dev"
 
 
-def _environment(home: Path, store: Path, recipes: Path) -> dict[str, str]:
+def _environment(folder: Path, name: str) -> dict[str, str]:
+    home = folder / name / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_"))}
-    ours = {"DAGSTER_HOME": home, "KITCHEN_STORE": store, "KITCHEN_RECIPES": recipes}
-    return {**kept, **{name: str(path) for name, path in ours.items()}}
+    ours = {"DAGSTER_HOME": home, "KITCHEN_STORE": folder / name / "store", "KITCHEN_RECIPES": folder / "recipes"}
+    return {**kept, **{variable: str(path) for variable, path in ours.items()}}
 
 
 def _default_signals() -> None:
@@ -130,24 +161,25 @@ def _free_port() -> int:
 
 
 def _wait_until_loaded(dev: DagsterDev, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while not dev.graphql.is_loaded():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"dagster dev is not ready:\n{log.read_text()[-4000:]}")
-        time.sleep(0.3)
+    try:
+        wait_until(lambda: process.poll() is not None or dev.graphql.is_loaded(), _START_S, "dagster dev")
+    except TimeoutError as error:
+        raise RuntimeError(f"dagster dev is not ready:\n{log.read_text()[-4000:]}") from error
+    if process.poll() is not None:
+        raise RuntimeError(f"dagster dev ended:\n{log.read_text()[-4000:]}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> list[str]:
-    """Ctrl-C, and what is left of the session after that; nothing is left in any case when this returns."""
+    """Ctrl-C; returns the command lines of what lived on, which is killed."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
-    alive = processes_of(process.pid)
-    _, outlived = psutil.wait_procs(alive, timeout=_STOP_S / 2)
-    left = [" ".join(survivor.cmdline())[:200] for survivor in outlived if survivor.is_running()]
+    gone_in_time = [process.pid]
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        gone_in_time = []
+    _, outlived = psutil.wait_procs(processes_of(process.pid), timeout=_STOP_S if gone_in_time else 0)
+    left = [" ".join(survivor.cmdline())[:200] for survivor in outlived]
     for survivor in outlived:
         survivor.kill()
     process.wait(_STOP_S)

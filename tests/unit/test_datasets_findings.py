@@ -103,7 +103,7 @@ def test_a_held_out_row_whose_question_can_not_be_asked_is_a_finding(pantry: Pan
 def test_a_row_of_which_nothing_is_picked_is_untrained(
     pantry: Pantry, tmp_path: Path, train_on: str, row: dict[str, Any]
 ) -> None:
-    good = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
+    good: dict[str, Any] = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
     if train_on == "customized":
         good = {"messages": [{**message, "trainable": True} for message in good["messages"]]}
     path = write_jsonl(tmp_path / "rows.jsonl", [good, row])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ def digest_of(*rows: tuple[list[int], list[int]]) -> str:
         hasher.update(len(ids).to_bytes(8, "little"))
         hasher.update(numpy.asarray(ids, "<i4").tobytes() + numpy.asarray(weights, "<f4").tobytes())
     return hasher.hexdigest()
+
+
+def recorded(verb: Callable[..., Any], asked: list[str]) -> Callable[..., Any]:
+    def call(*args: object, **kwargs: object) -> Any:
+        asked.append(verb.__name__)
+        return verb(*args, **kwargs)
+
+    return call
 
 
 def refusal(pantry: Pantry, path: Path, **fields: Any) -> str:
@@ -281,12 +290,7 @@ def test_what_was_prepared_is_found_and_nothing_is_rendered_again(
     rendering = make_renderer(recipe, BASE)
     asked: list[str] = []
     for name in ("conversation", "generation_prompt"):
-        verb = getattr(rendering.renderer, name)
-        monkeypatch.setattr(
-            rendering.renderer,
-            name,
-            lambda *args, name=name, verb=verb, **kwargs: (asked.append(name), verb(*args, **kwargs))[1],
-        )
+        monkeypatch.setattr(rendering.renderer, name, recorded(getattr(rendering.renderer, name), asked))
     first, report = pantry.prepare(recipe, rendering)
     assert sorted(asked) == ["conversation"] * 6 + ["generation_prompt"] * 3
     keys = list(pantry.blobs.list(""))

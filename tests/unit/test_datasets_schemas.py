@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from kitchen_resources.datasets.messages import ROLES
 from kitchen_resources.datasets.port import Example
-from kitchen_resources.datasets.schemas import ROLES, column_schema, invalid_rows
+from kitchen_resources.datasets.schemas import column_schema, invalid_rows
 from tests.unit.dataset_rows import chat, examples_of, reasons_of
 
 ROLE = "its role is none of system, developer, user, assistant, tool"

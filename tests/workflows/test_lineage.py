@@ -16,7 +16,7 @@ from kitchen_assets.kitchen import built_in
 from kitchen_resources.errors import DataError
 from tests.workflows.conftest import SMALL, Bench
 
-HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "boto3", "tinker", "ray", "modal", "matplotlib", "pandas", "pyarrow")
+HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "boto3", "tinker", "ray", "modal")
 STAGES = ("raw", "dataset", "model", "evaluation", "registered_model")
 
 

@@ -178,7 +178,11 @@ class _EpochAttempt:
             metrics=epoch_metrics(self._steps),
             steps=self._steps,
         )
+        before = self.published
         self.published = self._events.checkpoint(draft)
+        if before is not None:
+            # Its files are the store's now; a link here would keep the space of what retention prunes.
+            shutil.rmtree(before.folder, ignore_errors=True)
 
     def _require_planned_rows(self, global_step: int) -> None:
         index = len(self._rows) - 1

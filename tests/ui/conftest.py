@@ -1,0 +1,92 @@
+"""One `dagster dev` and one browser for all tests of the UI; a window and a folder of pictures for each."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.ui.dagster_dev import DagsterDev, dagster_dev
+from tests.ui.screen import Screen
+
+CHROMIUM = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+TINY: dict[str, Any] = {
+    "workflow": "supervised",
+    "model": "embedded:tiny",
+    "dataset": "embedded:dates",
+    "max_rows": 150,
+    "max_length": 64,
+    "held_out": "0.1",
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 3.0e-3,
+    "evaluations": [{"name": "held_out", "dataset": "held_out", "scorer": "exact_match", "max_tokens": 16}],
+    "promotion": {"metric": "held_out/loss"},
+}
+"""135 rows to train on in 9 steps an epoch, the last of 7 rows; 15 held out."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **TINY,
+        "description": "Dates on few rows.",
+        "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"},
+    },
+    # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
+    "shown": {**TINY, "seed": 1},
+    "slow": {**TINY, "max_rows": 2000, "epochs": 3, "evaluations": [], "eval_every": 0, "checkpoint_steps": 20},
+}
+
+
+@pytest.fixture(scope="session")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
+    """The running instance; afterwards none of its processes is left."""
+    with dagster_dev(tmp_path_factory.mktemp("dev"), RECIPES) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium without a display."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert executable, "the tests of the UI need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM, headless=True)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def screen(
+    dev: DagsterDev, browser: Browser, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Screen]:
+    """A new window. Pictures go to KITCHEN_SCREENSHOTS; the last one is of how the test ended."""
+    folder = Path(os.environ.get("KITCHEN_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(30_000)
+    asked: set[str] = set()
+    page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or sent.url.split(":")[0]))
+    opened = Screen(dev, page, folder)
+    yield opened
+    opened.shoot(f"end-{request.node.name}")
+    page.close()
+    assert asked <= {"127.0.0.1", "data", "blob"}, f"the UI asked {asked} over the network"
+
+
+@pytest.fixture(scope="session")
+def shown_run(dev: DagsterDev) -> str:
+    """A finished run of the recipe `shown`."""
+    from tests.ui.dagster_dev import wait_until
+
+    run_id = dev.graphql.launch("shown")
+    wait_until(lambda: dev.graphql.is_over(run_id), 120, f"run {run_id}")
+    assert dev.graphql.run(run_id)["status"] == "SUCCESS"
+    return run_id
