@@ -25,6 +25,7 @@ from kitchen_resources.datasets.prepare import (
 from kitchen_resources.datasets.renderers import RecipeRenderer, make_renderer
 from kitchen_resources.datasets.report import RowReport
 from kitchen_resources.digests import canonical_json, digest_bytes
+from kitchen_resources.errors import CapabilityError
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
@@ -96,6 +97,13 @@ class Launch:
             rendering=rendering.rendering,
             simulated=rendering.simulated,
         )
+        capabilities = self.ports.trainer.adapter.capabilities()
+        if prepared.fractional and not capabilities.fractional_weights:
+            raise CapabilityError(
+                f"can't weigh tokens other than by 0 and 1, as {prepared.fractional} asks",
+                where=f"backend {capabilities.backend}",
+                fix="give each message the weight 0 or 1",
+            )
         self.write("prepared", asdict(prepared))
         self.pin_base()
         return prepared, report

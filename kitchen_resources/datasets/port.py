@@ -125,6 +125,7 @@ class PreparedDataset:
         stop_token_ids: Tokens at which an answer ends.
         report: Blob of the row report.
         simulated: Made without the model's own tokenizer.
+        fractional: Row and place of the first row with a weight other than 0 and 1, or "".
     """
 
     key: str
@@ -137,6 +138,7 @@ class PreparedDataset:
     stop_token_ids: tuple[int, ...]
     report: str
     simulated: bool = False
+    fractional: str = ""
 
     @property
     def trained(self) -> PreparedSplit:

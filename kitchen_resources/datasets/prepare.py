@@ -240,6 +240,7 @@ def _prepare(
         stop_token_ids=tuple(sorted(renderer.stop_token_ids)),
         report=content.put_json(report.as_json()),
         simulated=simulated,
+        fractional="row {} ({})".format(*train.fractional) if train.fractional else "",
     )
 
 

@@ -92,6 +92,7 @@ class RowWriter:
         self._report = report
         self._trained = trained
         self._named = named
+        self.fractional: tuple[int, str] | None = None
         self._weights = getattr(recipe, "train_on", "") == "customized"
         self._digest = hashlib.sha256()
         self._pending: list[dict[str, Any]] = []
@@ -138,6 +139,8 @@ class RowWriter:
         }
         if self._weights:
             row["weights"] = weights
+            if self.fractional is None and any(weight not in (0.0, 1.0) for weight in weights):
+                self.fractional = (example.row_id, example.where)
         if not self._trained:
             row["prompt_ids"], row["expected"] = question
         if self._trained and len(self._report.samples) < _SAMPLES:

@@ -56,11 +56,13 @@ class SourceDatasets:
     def _hub(self, reference: str, split: str) -> RawDataset:
         from kitchen_resources.hub import fetch_dataset, is_repo_id
 
-        repo_id, _, revision = reference.partition("@")
+        place, _, subset = reference.partition("#")
+        repo_id, _, revision = place.partition("@")
         if not is_repo_id(repo_id) or is_data_file(Path(repo_id)):
             raise DataError("there is no such file or folder", where=f"dataset {reference!r}", fix=_CHOICES)
         snapshot = fetch_dataset(repo_id, revision=revision or None)
-        files = _files_of_split(reference, snapshot.folder, split)
+        files = _files_of_split(reference, _subset_folder(reference, snapshot.folder, subset), split)
+        _require_one_subset(place, snapshot.folder, files)
         raw = self._of_files(reference, "hub", snapshot.folder, files)
         return RawDataset(reference, "hub", raw.digest, raw.files, snapshot.commit, snapshot.note, raw.read)
 
@@ -99,6 +101,26 @@ class SourceDatasets:
 
         digest = digest_json({"embedded": name, "rows": [dict(row.value) for row in read()]})
         return RawDataset(reference, "embedded", digest, {}, "", "", read)
+
+
+def _subset_folder(reference: str, folder: Path, subset: str) -> Path:
+    """The part of a hub data set that `#name` picks: a folder of it."""
+    chosen = folder / subset if subset else folder
+    if not chosen.is_dir() or not chosen.resolve().is_relative_to(folder.resolve()):
+        found = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "no folders"
+        raise DataError(f"has no folder {subset!r}", where=f"dataset {reference!r}", fix=f"it has {found}")
+    return chosen
+
+
+def _require_one_subset(place: str, folder: Path, files: list[Path]) -> None:
+    """Refuse to mix the configurations of a hub data set, which lie in folders of their own."""
+    folders = sorted({path.parent.relative_to(folder).as_posix() for path in files})
+    if len(folders) > 1:
+        raise DataError(
+            f"has several parts with this split: {', '.join(folders)}",
+            where=f"dataset {place!r}",
+            fix=f"dataset: {place}#{folders[0]}",
+        )
 
 
 def _files_of_split(reference: str, folder: Path, split: str) -> list[Path]:

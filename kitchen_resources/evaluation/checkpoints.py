@@ -85,14 +85,15 @@ class CheckpointEvaluations:
         return result_from_json(json.loads(self._launch.content.get(found.blob))) if found else None
 
     def of_base(self, resolution: Resolution) -> EvaluationResult:
-        """What is measured of the base model; measured once for all runs that ask the same of it."""
+        """What is measured of the base model; measured once for all runs that ask the same of it in one precision."""
         launch, base = self._launch, self._launch.base
-        key = f"evaluations/{base.digest}/{self.key}.json"
+        assert base.folder is not None
+        model = self._model(base.folder, base.digest, resolution)
+        key = f"evaluations/{base.digest}/{model.dtype}/{self.key}.json"
         stored = launch.ports.blobs.get(key)
         if stored is not None:
             return result_from_json(json.loads(stored.data))
-        assert base.folder is not None
-        result = launch.ports.evaluator.evaluate(self._model(base.folder, base.digest, resolution), self.tasks)
+        result = launch.ports.evaluator.evaluate(model, self.tasks)
         launch.ports.blobs.put_if_absent(key, canonical_json(result.as_json()))
         return result
 

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.ui.dagster_dev import DagsterDev, dagster_dev
-from tests.ui.screen import Screen
+from tests.ui.dagster_dev import DagsterDev, dagster_dev, wait_until
+from tests.ui.screen import RUN_S, Screen
 
 CHROMIUM = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -57,6 +57,7 @@ def browser() -> Iterator[Browser]:
     """Chromium without a display."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert executable, "the tests of the UI need Chromium: apt-get install chromium"
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM, headless=True)
         yield chromium
@@ -84,9 +85,7 @@ def screen(
 @pytest.fixture(scope="session")
 def shown_run(dev: DagsterDev) -> str:
     """A finished run of the recipe `shown`."""
-    from tests.ui.dagster_dev import wait_until
-
     run_id = dev.graphql.launch("shown")
-    wait_until(lambda: dev.graphql.is_over(run_id), 120, f"run {run_id}")
+    wait_until(lambda: dev.graphql.is_over(run_id), RUN_S, f"run {run_id}")
     assert dev.graphql.run(run_id)["status"] == "SUCCESS"
     return run_id

@@ -36,7 +36,8 @@ def test_the_launchpad_marks_a_wrong_key_and_trains_what_is_typed(screen: Screen
     run_id = screen.launch()
     assert screen.wait_for_run(run_id) == "SUCCESS"
     expect(screen.page.get_by_text("Success", exact=True)).to_be_visible()
-    expect(screen.page.get_by_text("epoch_0003").first).to_be_visible()
+    screen.page.get_by_text("Succeeded (9)").click()
+    expect(screen.page.get_by_text("tiny__model.tiny__train_epoch[epoch_0003]", exact=True)).to_be_visible()
     screen.shoot("launchpad-3-run")
 
     assert dev.graphql.run(run_id)["steps"] == _steps("tiny", epochs=3)

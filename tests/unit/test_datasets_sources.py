@@ -273,6 +273,24 @@ def test_a_hub_id(store: SourceDatasets, hub: LoopbackHub, tmp_path: Path, repo_
     )
 
 
+def test_the_parts_of_a_hub_set_are_never_mixed(store: SourceDatasets, hub: LoopbackHub) -> None:
+    hub.dataset("org/sums").commit(
+        {
+            "main/train-00000-of-00001.jsonl": b'{"text": "a"}\n',
+            "socratic/train-00000-of-00001.jsonl": b'{"text": "b"}\n',
+        }
+    )
+    assert refusal(store, "org/sums", "train") == (
+        "dataset 'org/sums': has several parts with this split: main, socratic\n  fix: dataset: org/sums#main"
+    )
+    assert texts(store.open("org/sums#socratic")) == ["b"]
+    assert texts(store.open("org/sums@main#main")) == ["a"]
+    assert refusal(store, "org/sums#none", "train") == (
+        "dataset 'org/sums#none': has no folder 'none'\n  fix: it has main, socratic"
+    )
+    assert "has no folder '../..'" in refusal(store, "org/sums#../..", "train")
+
+
 def test_a_cached_copy_says_so(store: SourceDatasets, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = hub.dataset("org/rows").commit({"train.jsonl": b'{"text": "a"}\n'})
     store.open("org/rows")

@@ -63,7 +63,7 @@ def test_nothing_measured_is_nothing() -> None:
 
 
 def test_each_epoch_is_measured_once(pretence: Pretence) -> None:
-    evaluator = ScriptedEvaluator([3.0, 2.0, 9.0])
+    evaluator = ScriptedEvaluator([3.0, 2.0, 8.0, 9.0])
     pretence = replace(pretence, evaluator=evaluator)
     first = train(pretence.launch())
     assert losses(pretence) == {1: 3.0, 2: 2.0}
@@ -72,8 +72,9 @@ def test_each_epoch_is_measured_once(pretence: Pretence) -> None:
     train(pretence.launch())
     assert len(evaluator.asked) == 2
     # Another question is asked of the same checkpoints, and doesn't replace the first.
-    train(pretence.launch(evaluations=[{"name": "sums"}], keep_last=2))
-    assert len(evaluator.asked) == 4 or losses(pretence) == {1: 3.0, 2: 2.0}
+    more = [{"name": "sums"}]
+    assert train(pretence.launch(evaluations=more)).steps_done == 0
+    assert losses(pretence, evaluations=more) == {1: 8.0, 2: 9.0}
     assert losses(pretence) == {1: 3.0, 2: 2.0}
 
 
@@ -143,7 +144,7 @@ def test_what_the_noop_evaluator_leaves_open_is_measured_later(pretence: Pretenc
 
 
 def test_final_evaluation(pretence: Pretence) -> None:
-    evaluator = ScriptedEvaluator([3.0, 2.0, 7.0])
+    evaluator = ScriptedEvaluator([3.0, 2.0, 7.0, 3.5, 2.5])
     pretence = replace(pretence, evaluator=evaluator)
     launch = pretence.launch()
     finished = train(launch)
@@ -166,8 +167,17 @@ def test_final_evaluation(pretence: Pretence) -> None:
     # Every launch that asks the same of this base finds it measured, whatever it trains.
     other = pretence.launch(learning_rate=1.0)
     train(other)
-    assert evaluate_final(other).base.metrics() == {LOSS: 7.0}
-    assert len(evaluator.asked) == 5
+    final = evaluate_final(other)
+    assert (final.trained.metrics(), final.base.metrics()) == ({LOSS: 2.5}, {LOSS: 7.0})
+
+
+def test_a_base_is_measured_anew_in_another_precision(pretence: Pretence) -> None:
+    launch = replace(pretence, evaluator=ScriptedEvaluator([7.0, 6.0])).launch()
+    values = {**launch.resolution.values, "precision": "bf16"}
+    precisions = launch.resolution, replace(launch.resolution, values=values)
+    for _ in range(2):
+        found = [CheckpointEvaluations(launch).of_base(resolution).metrics() for resolution in precisions]
+        assert found == [{LOSS: 7.0}, {LOSS: 6.0}]
 
 
 def test_the_best_epoch_is_the_model(pretence: Pretence) -> None:

@@ -34,7 +34,9 @@ def environment(home: Path) -> dict[str, str]:
     """The environment of a shell with its own Dagster home."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_"))
+    }
     return {**kept, "DAGSTER_HOME": str(home)}
 
 

@@ -61,7 +61,9 @@ class Bench:
 
     def run(self, config: dict[str, Any] | None = None, **others: Any) -> kitchen.RunResult:
         """Run the supervised recipe on few rows."""
-        return kitchen.run("supervised", {**SMALL, **(config or {})}, self.resources(**others), instance=self.instance)
+        return kitchen.run(
+            "supervised", {**SMALL, **(config or {})}, self.resources(**others), instance=self.instance
+        )
 
     def weights(self, fingerprint: str, step: int | None = None) -> Path:
         """Folder of a checkpoint's files; the newest by default."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.errors import ConfigError, DataError, DiskFull, KitchenError
+from kitchen_resources.errors import CapabilityError, ConfigError, DataError, DiskFull, KitchenError
 from tests.workflows import cli
 from tests.workflows.conftest import SMALL, Bench
 
@@ -78,15 +78,38 @@ def test_a_wrong_role_is_named_by_row(bench: Bench, write_rows: Write) -> None:
     rows[3] = {"messages": [{"role": "boss", "content": "x"}, {"role": "assistant", "content": "y"}]}
     said = _refused(bench, DataError, {"dataset": str(write_rows(rows))})
     assert "rows_invalid: 1 of 5 rows (20.00%, limit 0.00%)" in said
-    assert "row 3 (rows.jsonl:4): message 0: its role is none of system, developer, user, assistant, tool ('boss')" in said
+    assert (
+        "row 3 (rows.jsonl:4): message 0: its role is none of system, developer, user, assistant, tool ('boss')"
+        in said
+    )
     assert "row_limits" in said
 
 
 def test_rows_with_no_trained_token_are_named(bench: Bench, write_rows: Write) -> None:
     long = {"prompt": "x" * 200, "completion": "never seen"}
-    said = _refused(bench, DataError, {"dataset": str(write_rows([*_rows(20), long])), "row_limits": {"truncated": 1.0}})
+    said = _refused(
+        bench, DataError, {"dataset": str(write_rows([*_rows(20), long])), "row_limits": {"truncated": 1.0}}
+    )
     assert "rows_untrained: 1 of 21 rows" in said
     assert "row 20 (rows.jsonl:21): all that would be learned lies beyond max_length 64" in said
+
+
+def test_weights_that_the_backend_would_round_are_refused(bench: Bench, write_rows: Write) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{n}", "weight": 0},
+                {"role": "assistant", "content": "a", "weight": w},
+            ]
+        }
+        for n, w in enumerate([1, 1, 0.5, 1])
+    ]
+    config = {"dataset": str(write_rows(rows)), "train_on": "customized", "held_out": "0"}
+    said = _refused(bench, CapabilityError, config)
+    assert said == (
+        "backend trl: can't weigh tokens other than by 0 and 1, as row 2 (rows.jsonl:3) asks\n"
+        "  fix: give each message the weight 0 or 1"
+    )
 
 
 def test_unknown_columns_show_what_was_found_and_the_line_to_write(bench: Bench, write_rows: Write) -> None:
@@ -124,7 +147,9 @@ def test_conversations_for_a_model_without_a_template(bench: Bench, write_rows: 
 
 
 @pytest.mark.heavy
-def test_a_model_without_a_template_trains_on_prompts_and_on_text(bench: Bench, write_rows: Write, tmp_path: Path) -> None:
+def test_a_model_without_a_template_trains_on_prompts_and_on_text(
+    bench: Bench, write_rows: Write, tmp_path: Path
+) -> None:
     from kitchen_resources.embedded import write_model
 
     folder = tmp_path / "base"
@@ -136,7 +161,9 @@ def test_a_model_without_a_template_trains_on_prompts_and_on_text(bench: Bench, 
     text = bench.run({**config, "dataset": str(write_rows([{"text": f"line {n}"} for n in range(20)], "text.jsonl"))})
     assert text.optimizer_steps == 2
     # A template given in the recipe is written beside the exported model.
-    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(20)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(20)
+    ]
     chat = bench.run({**config, "chat_template": "chatml", "dataset": str(write_rows(rows, "chat.jsonl"))})
     assert chat.model_path
     assert "<|im_start|>" in (Path(chat.model_path) / "chat_template.jinja").read_text()
@@ -211,7 +238,9 @@ def test_recipes_of_the_folder_are_recipes_of_the_location(
     assert schedule.default_status.value == "STOPPED"  # type: ignore[union-attr]
 
     (folder / "supervised.yaml").write_text("workflow: supervised\n")
-    with pytest.raises(ConfigError, match=r"supervised.yaml:1: recipe 'supervised' is also defined in .*supervised.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"supervised.yaml:1: recipe 'supervised' is also defined in .*supervised.yaml"
+    ):
         kitchen.recipes()
     shutil.rmtree(folder)
     with pytest.raises(ConfigError, match="KITCHEN_RECIPES: .* is not a folder"):
@@ -238,7 +267,9 @@ def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(bench: Bench) -
 
     refused = promote({"metric": "held_out/loss", "minimum": 0.001})
     assert not refused.success
-    (evaluation,) = [e.asset_check_evaluation_data for e in refused.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
+    (evaluation,) = [
+        e.asset_check_evaluation_data for e in refused.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
     assert not evaluation.passed
     assert evaluation.description.startswith("held_out/loss is ")
     assert evaluation.description.endswith("the bound is 0.001")

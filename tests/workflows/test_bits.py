@@ -27,7 +27,13 @@ PLAIN_LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] = {
     "full, ragged last batch": ({}, {}, None),
     "dropout, accumulation, cosine with warm-up": (
-        {"gradient_accumulation_steps": 2, "batch_size": 8, "lr_schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.01},
+        {
+            "gradient_accumulation_steps": 2,
+            "batch_size": 8,
+            "lr_schedule": "cosine",
+            "warmup_steps": 5,
+            "weight_decay": 0.01,
+        },
         {
             "gradient_accumulation_steps": 2,
             "per_device_train_batch_size": 8,

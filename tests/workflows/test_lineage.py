@@ -112,7 +112,9 @@ def test_training_starts_after_the_data_checks_and_never_when_one_failed(
 
 def _mixed(bad: Path, write_rows: Callable[..., Path]) -> Path:
     rows = [json.loads(line) for line in bad.read_text().splitlines()]
-    good = [{"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(20)]
+    good = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(20)
+    ]
     return write_rows([*good, rows[0]], "mixed.jsonl")
 
 

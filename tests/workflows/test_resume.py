@@ -24,7 +24,9 @@ LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
 
 
 def _job() -> Any:
-    return ReconstructableRepository.for_module("kitchen_assets.definitions", "defs").get_reconstructable_job("supervised")
+    return ReconstructableRepository.for_module("kitchen_assets.definitions", "defs").get_reconstructable_job(
+        "supervised"
+    )
 
 
 def _run_config(bench: Bench, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
 
 
 @pytest.mark.heavy
-def test_dropping_the_optimiser_state_on_resume_gives_other_bits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control of every resume test: what they compare can differ."""
     whole = weights_digest(bench.weights(bench.run(LORA).fingerprint))
     real = state.write_resume_folder
@@ -214,7 +218,9 @@ def test_bits_depend_neither_on_evaluation_nor_on_step_checkpoints_nor_on_the_ca
     torch.manual_seed(99)
     torch.rand(7)
     other = Bench(bench.folder / "other", bench.folder / "o", bench.instance)
-    busy = other.run({**LORA, "eval_every": 1, "checkpoint_steps": 5, "evaluations": [{"max_tokens": 4, "samples": 4}]})
+    busy = other.run(
+        {**LORA, "eval_every": 1, "checkpoint_steps": 5, "evaluations": [{"max_tokens": 4, "samples": 4}]}
+    )
     assert weights_digest(other.weights(busy.fingerprint)) == plain
     assert len(busy.checkpoints) > 3
     assert "held_out/exact_match" in busy.evaluation

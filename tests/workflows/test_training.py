@@ -133,7 +133,10 @@ print(result.optimizer_steps, seen)
 def test_max_steps_ends_inside_an_epoch_and_the_schedule_runs_over_it(bench: Bench) -> None:
     result = bench.run({"epochs": 5, "max_steps": 16})
     assert result.optimizer_steps == 16
-    assert [(c["epoch"], c["step"], c["epoch_complete"]) for c in result.checkpoints] == [(1, 13, True), (2, 16, True)]
+    assert [(c["epoch"], c["step"], c["epoch_complete"]) for c in result.checkpoints] == [
+        (1, 13, True),
+        (2, 16, True),
+    ]
     manifest = bench.checkpoints.manifest(bench.checkpoints.head(result.fingerprint).entries()[-1])
     rates = [step.learning_rate for step in bench.checkpoints.steps(manifest)]
     assert rates == [3.0e-3 * ((16 - step) / 16) for step in (13, 14, 15)]
@@ -155,7 +158,9 @@ def test_max_steps_ends_inside_an_epoch_and_the_schedule_runs_over_it(bench: Ben
     ],
     ids=lambda change: "-".join(change),
 )
-def test_each_setting_resumes_from_its_first_epoch_with_the_bits_of_one_process(bench: Bench, change: dict[str, Any]) -> None:
+def test_each_setting_resumes_from_its_first_epoch_with_the_bits_of_one_process(
+    bench: Bench, change: dict[str, Any]
+) -> None:
     """Two epochs in one process against one epoch each in two sessions: state of every kind comes back."""
     config = {"max_rows": 90, "epochs": 2, **change}
     whole = bench.run(config)
@@ -196,7 +201,14 @@ def test_the_best_epoch_is_selected_and_training_stops_early_and_a_second_run_ho
         return EvaluationResult({"held_out/loss": Measure(planted.get(epoch, 9.0), 22, 0.0, 9.0)}, [])
 
     monkeypatch.setattr(local.LocalEvaluator, "evaluate", evaluate)
-    config = {"epochs": 6, "max_rows": 90, "eval_every": 1, "select": "best", "early_stop_patience": 2, "keep_last": 1}
+    config = {
+        "epochs": 6,
+        "max_rows": 90,
+        "eval_every": 1,
+        "select": "best",
+        "early_stop_patience": 2,
+        "keep_last": 1,
+    }
     result = bench.run(config)
     assert result.epochs == 4
     assert result.optimizer_steps == 4 * 6
@@ -217,7 +229,9 @@ def test_the_best_epoch_is_selected_and_training_stops_early_and_a_second_run_ho
     assert (on.fingerprint, on.optimizer_steps, on.epochs) == (result.fingerprint, 2 * 6, 6)
 
 
-def test_too_little_disk_is_refused_before_the_epoch_with_both_numbers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_before_the_epoch_with_both_numbers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LocalBlobs, "free_bytes", lambda self: 1 << 20)
     with pytest.raises(DiskFull, match=r"1.0 MiB are free, and the next checkpoint needs 4\.\d MiB"):
         bench.run()
@@ -244,7 +258,9 @@ def test_the_exported_model_has_the_trained_logits_in_a_fresh_process(bench: Ben
     assert adapted.model_path
     ids = list(range(40, 60))
     trained = AutoModelForCausalLM.from_pretrained(bench.weights(full.fingerprint), dtype="float32")
-    assert _logits_elsewhere(bench, Path(full.model_path), ids) == trained(torch.tensor([ids])).logits.flatten().tolist()
+    assert (
+        _logits_elsewhere(bench, Path(full.model_path), ids) == trained(torch.tensor([ids])).logits.flatten().tolist()
+    )
 
     base = AutoModelForCausalLM.from_pretrained(bench.embedded_model(), dtype="float32")
     trained = PeftModel.from_pretrained(base, bench.weights(adapted.fingerprint))
@@ -258,7 +274,9 @@ def test_the_exported_model_has_the_trained_logits_in_a_fresh_process(bench: Ben
 
     exported = kitchen.export("supervised@candidate", bench.folder / "out", blobs=bench.blobs)
     assert weights_digest(exported) == weights_digest(Path(adapted.model_path))
-    alone = kitchen.export(f"{adapted.fingerprint[:10]}@13", bench.folder / "adapter", merged=False, blobs=bench.blobs)
+    alone = kitchen.export(
+        f"{adapted.fingerprint[:10]}@13", bench.folder / "adapter", merged=False, blobs=bench.blobs
+    )
     assert weights_digest(alone) == weights_digest(bench.weights(adapted.fingerprint))
     settings = json.loads((exported / "generation_config.json").read_text())
     assert settings["eos_token_id"] == 258
@@ -274,7 +292,9 @@ tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 assert tokenizer.chat_template
 print(json.dumps(model(torch.tensor([{ids!r}])).logits.flatten().tolist()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=bench.folder)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=bench.folder
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     values: list[float] = json.loads(done.stdout.splitlines()[-1])
     return values
@@ -289,5 +309,3 @@ def test_preflight_says_what_it_will_take(bench: Bench) -> None:
     dry = kitchen.run("supervised", SMALL, bench.resources(), dry_run=True, instance=bench.instance)
     assert list(dry.notes) == kitchen.validate("supervised", SMALL, bench.resources()).lines()
     assert dry.optimizer_steps == 0
-
-
