@@ -28,6 +28,7 @@ from kitchen_resources.telemetry.dispatch import Dispatcher
 from kitchen_resources.telemetry.handlers import ConsoleHandler, JsonlHandler
 from kitchen_resources.telemetry.port import Event, Handler
 from kitchen_resources.training.live import LiveTrainer
+from kitchen_resources.training.port import LocalCheckpoint
 from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.backend import TrlTrainer
 
@@ -101,7 +102,10 @@ def watched() -> list[Watched]:
         return {"read": converted + _size(target), "written": rewritten}
 
     def published(arguments: tuple[Any, ...], entry: CheckpointEntry) -> Mapping[str, int]:
-        return {"written": _size(arguments[2].folder), "published": entry.bytes}
+        return {"written": _size(arguments[2].folder), "published, with hashing": entry.bytes}
+
+    def checked_out(arguments: tuple[Any, ...], checkpoint: LocalCheckpoint) -> Mapping[str, int]:
+        return {"checked out, with hashing": _size(checkpoint.folder)}
 
     def hashed(arguments: tuple[Any, ...], digest: str) -> Mapping[str, int]:
         return {"hashed": arguments[0].stat().st_size}
@@ -117,8 +121,8 @@ def watched() -> list[Watched]:
         Watched(trainer, "write_weights", "written"),
         Watched(trainer, "write_training_state", "written"),
         Watched(store, "digest_file", "hashed", hashed),
-        Watched(CheckpointStore, "publish", "published", published),
-        Watched(CheckpointStore, "checkout", "checked out"),
+        Watched(CheckpointStore, "publish", "published, with hashing", published),
+        Watched(CheckpointStore, "checkout", "checked out, with hashing", checked_out),
     ]
 
 

@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.comparison import Measure, Spread, main, measure, paired_ratios, spread, steps_until_within
@@ -33,7 +31,7 @@ from benchmarks.turns import StepTime
 
 ROUNDS = 6
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 16, 8
-TURNS_OF_DAGSTER = (2, 12)
+EPOCHS_OF_DAGSTER = (2, 12)
 MODEL: Mapping[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -60,6 +58,15 @@ PLAIN: Mapping[str, Any] = {
     "seed": 0,
     "data_seed": 0,
 }
+SAME_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
+"""Of both processes. Most of it the kitchen sets itself; the plain script gets it too, so that only code is compared."""
 SHARE = 0.05
 WAYS = {"live": 1, "new process": 2}
 """How the kitchen goes on, and after which epoch."""
@@ -166,7 +173,7 @@ def measures_of(rounds: Sequence[Round], dagster_seconds: float) -> list[Measure
 
 
 def _parts(rounds: Sequence[Round], way: str) -> list[Measure]:
-    """Where the seconds and bytes between the epochs went, by way to go on."""
+    """Where the seconds and bytes of one epoch went that no step has; what is left out is the first step's warm-up."""
     found = []
     between = [one.kitchen.between[way] for one in rounds]
     for part in dict.fromkeys(part for one in between for kind in one.values() for part in kind):
@@ -194,7 +201,9 @@ def run_rounds(folder: Path, rounds: int) -> list[Round]:
         if not same_weights(one.kitchen.weights, one.plain.weights):
             raise SystemExit("the kitchen's weights aren't those of the plain script: not the same work was compared")
         done.append(one)
-        print(f"round {number + 1} of {rounds}: step ratio {step_ratio(one):.3f}, CPU {cpu_ratio(one):.3f}", flush=True)
+        print(
+            f"round {number + 1} of {rounds}: step ratio {step_ratio(one):.3f}, CPU {cpu_ratio(one):.3f}", flush=True
+        )
     return done
 
 
@@ -202,9 +211,11 @@ def _write_model(folder: Path) -> Path:
     """A Qwen3 with seeded random weights and the embedded tokenizer, whose step takes over 100 ms on one core."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
+    from transformers.utils import logging
 
     from kitchen_resources.embedded.tokenizer import PAD_ID, TURN_END_ID, VOCAB_SIZE, tokenizer_files
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
@@ -239,7 +250,7 @@ def _prepare(recipe: Mapping[str, Any], folder: Path) -> Path:
 
 def _run_pair(folder: Path, recipe: Mapping[str, Any], model: str, parquet: Path) -> Round:
     """Both sides at once, each waiting while the other works."""
-    sides = {
+    sides: dict[str, dict[str, Any]] = {
         "plain": {"model": model, "parquet": str(parquet), "sft": PLAIN},
         "kitchen": {"recipe": recipe},
     }
@@ -280,15 +291,6 @@ def _run_pair(folder: Path, recipe: Mapping[str, Any], model: str, parquet: Path
     return Round(*(_read_side(folder / f"{side}.result.json") for side in sides))
 
 
-SAME_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-}
-"""What the kitchen sets for its own process: the plain script gets the same, so that only code is compared."""
-
-
 def _read_side(path: Path) -> Side:
     value = json.loads(path.read_text(encoding="utf-8"))
     steps = [StepTime(*step) for step in value["steps"]]
@@ -303,9 +305,7 @@ def same_weights(one: Path, other: Path) -> bool:
     if tensors[0].keys() != tensors[1].keys():
         return False
     pairs = [(array, tensors[1][name]) for name, array in tensors[0].items()]
-    return all(
-        (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in pairs
-    )
+    return all((a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in pairs)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 def dagster_seconds(folder: Path, rows: Path) -> float:
     """Seconds of an epoch through Dagster in which nothing is trained: more epochs less fewer, over their difference."""
-    few, many = TURNS_OF_DAGSTER
+    few, many = EPOCHS_OF_DAGSTER
     return (_noop_run(folder, rows, many) - _noop_run(folder, rows, few)) / (many - few)
 
 

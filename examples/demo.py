@@ -33,14 +33,20 @@ def main() -> int:
     for name, measure in (("before", before), ("after", after)):
         print(f"    {name:6} {measure['value']:.3f}   {measure['low']:.3f} … {measure['high']:.3f}")
     cost = version.cost
-    print(f"  {cost['optimizer_steps']:.0f} optimiser steps, {cost['tokens']:,.0f} tokens, {cost['seconds']:.0f} s in steps")
+    print(
+        f"  {cost['optimizer_steps']:.0f} optimiser steps, {cost['tokens']:,.0f} tokens, {cost['seconds']:.0f} s in steps"
+    )
     print(f"  store        {store.uri}")
     print(f"  event log    {os.environ.get('DAGSTER_HOME', 'dagster_home')}")
     print("  look at it   make ui, then open http://127.0.0.1:3000/asset-groups (lineage) and /runs")
-    print(f"  take it out  python -c \"import kitchen_assets as kitchen; kitchen.export('{RECIPE}@{number}', 'my_model')\"")
-    print("  your own     README.md, \"Your own model and rows\"")
+    print(
+        f"  take it out  python -c \"import kitchen_assets as kitchen; kitchen.export('{RECIPE}@{number}', 'my_model')\""
+    )
+    print('  your own     README.md, "Your own model and rows"')
     if after["n"] < ROWS or after["value"] < LEARNED:
-        print(f"\nIt did not learn: {after['value']:.3f} of {after['n']} rows, and {LEARNED} of at least {ROWS} was expected")
+        print(
+            f"\nIt did not learn: {after['value']:.3f} of {after['n']} rows, and {LEARNED} of at least {ROWS} was expected"
+        )
         return 1
     return 0
 

@@ -8,19 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kitchen_resources.blobs.content import StoredFile
 from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.datasets.port import DatasetStore
 from kitchen_resources.datasets.sources import NoopDatasets
-from kitchen_resources.digests import digest_json
+from kitchen_resources.digests import digest_bytes, digest_json
 from kitchen_resources.evaluation.local import NoopEvaluator
 from kitchen_resources.evaluation.port import Evaluator
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registration
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import NoopTelemetry
 from kitchen_resources.training.live import LiveTrainer
@@ -248,3 +250,24 @@ def needed_files(engine: Engine) -> int:
             if entry.payload == "present":
                 needed |= {(fingerprint, file.sha256) for file in store.manifest(entry).files.values()}
     return len(needed)
+
+
+def register(engine: Engine, head: Head, step: int, kind: str = "merged", **fields: Any) -> ModelVersion:
+    """Register a checkpoint as a version, its model one small file."""
+    entry = head.at(step)
+    assert entry is not None
+    contents = {"config.json": b"{}", "adapter/a.json": b"[]"}
+    stored = {name: StoredFile(engine.store.content.put(data), len(data)) for name, data in contents.items()}
+    values: dict[str, Any] = {
+        "name": "supervised",
+        "fingerprint": head.fingerprint,
+        "step": step,
+        "epoch": entry.epoch,
+        "state_digest": entry.state_digest,
+        "manifest": entry.manifest,
+        "model": ModelFiles(stored, kind, digest_bytes(kind.encode())),
+        **{name: {} for name in ("base", "dataset", "metrics", "base_metrics", "cost", "identity", "environment")},
+        "launch": "run-1",
+        "simulated": False,
+    }
+    return StoreRegistry(engine.blobs).register(Registration(**{**values, **fields}))

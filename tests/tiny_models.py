@@ -35,7 +35,9 @@ def write_adapter(folder: Path, base: Path, *, rank: int = 4, alpha: int = 8, se
 
     model = load_plain(base)
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

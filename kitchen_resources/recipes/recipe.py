@@ -203,7 +203,7 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     select: Literal["last", "best"] = recipe_field("last", "Which epoch becomes the model.", moves="nothing")
     select_metric: str = recipe_field(
         "held_out/loss",
-        "Metric of `select`, `keep_best` and early stopping: <evaluation>/<metric>.",
+        "Metric of `select`, `keep_best` and early stopping: `<evaluation>/<metric>`.",
         moves="nothing",
     )
     early_stop_patience: Optional[int] = recipe_field(

@@ -17,6 +17,12 @@ Problem = tuple[str, str, str]
 HELD_OUT = "held_out"
 """Names the recipe's own held-out rows, as an evaluation's data set and as its name."""
 
+CONTINUE_FROM = re.compile(r"(?P<run>latest|[0-9a-f]{4,64})(?:@(?P<step>\d+))?\Z")
+"""What `continue_from` may be."""
+
+NO_CHECKPOINT = "{!r} is neither a fingerprint's first digits nor latest"
+CHECKPOINT_EXAMPLES = "continue_from: 3f2a91c04b77, 3f2a91c04b77@400, or latest"
+
 _EVALUATION_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
@@ -95,6 +101,8 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield "lora.target_modules", "names single modules beside all-linear", "target_modules: [all-linear]"
     if recipe.definition.base_from:
         yield "base_from", "isn't followed yet by this version", "model: the folder that the other recipe exported"
+    if recipe.continue_from is not None and not CONTINUE_FROM.match(recipe.continue_from):
+        yield "continue_from", NO_CHECKPOINT.format(recipe.continue_from), CHECKPOINT_EXAMPLES
     share = held_out_share(recipe)
     if share is not None and not 0 <= share < 1:
         yield (

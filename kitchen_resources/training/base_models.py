@@ -28,7 +28,7 @@ _NAMES = frozenset(
         "chat_template.json",
     }
 )
-_SUFFIXES = (".safetensors", ".safetensors.index.json", ".model")
+_SUFFIXES = (".safetensors.index.json", ".model")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_NAMES = _NAMES - {"config.json", "generation_config.json"}
 
@@ -145,10 +145,10 @@ def _of_folder(
 ) -> BaseModel:
     where = f"model {reference!r}"
     _require_whole_model(folder, where)
-    names = sorted(path.name for path in folder.iterdir() if path.name in _NAMES or path.name.endswith(_SUFFIXES))
     weights = _weight_files(folder, where)
+    others = [path for path in folder.iterdir() if path.name in _NAMES or path.name.endswith(_SUFFIXES)]
     shapes = {name: shape for path in weights for name, shape in safetensors_shapes(path).items()}
-    files = {name: digests(folder / name) for name in names}
+    files = {path.name: digests(path) for path in sorted([*weights, *others])}
     return BaseModel(
         reference=reference,
         folder=folder.resolve(),
@@ -162,29 +162,36 @@ def _of_folder(
 
 
 def _require_whole_model(folder: Path, where: str) -> None:
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ConfigError(
-                "holds a LoRA adapter without its base",
-                where=where,
-                fix="merge it first (export: merged), and name the merged folder",
-            )
+    is_whole = (folder / "config.json").is_file()
+    if (folder / "adapter_config.json").is_file():
+        # Transformers lays an adapter that lies beside a model on it, unasked.
+        what = "beside its weights, which would be laid on them" if is_whole else "without its base"
+        raise ConfigError(
+            f"holds a LoRA adapter {what}",
+            where=where,
+            fix="merge it first (export: merged), and name the merged folder",
+        )
+    if not is_whole:
         raise ConfigError("has no config.json", where=where, fix="name a folder that save_pretrained wrote")
     read_config(folder)
 
 
 def _weight_files(folder: Path, where: str) -> list[Path]:
-    """The safetensors files of a model: what its index names, or all that there are."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = _indexed(index, where)
-        missing = [name for name in named if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise ConfigError(f"its index names {missing[0]}, which is missing", where=where, fix="download it again")
-        return [folder / name for name in named]
-    found = sorted(folder.glob("*.safetensors"))
+    """The safetensors files that transformers reads: `model.safetensors` where it is, else what its index names."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    named = _indexed(index, where) if index.is_file() else []
+    missing = [name for name in named if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"its index names {missing[0]}, which is missing", where=where, fix="download it again")
+    if whole.is_file() or named:
+        return [whole] if whole.is_file() else [folder / name for name in named]
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
     if found:
-        return found
+        raise ConfigError(
+            f"its weights are in {found[0]}, and neither model.safetensors nor its index is there",
+            where=where,
+            fix="download it again, or save it by save_pretrained",
+        )
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
     if pickled:
         raise ConfigError(

@@ -7,12 +7,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.digests import canonical_json, digest_bytes
-from kitchen_resources.errors import CapabilityError
+from kitchen_resources.digests import canonical_json, digest_bytes, digest_json
+from kitchen_resources.errors import BackendError, CapabilityError
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.port import (
+    LOSSES,
     AdamParams,
     BaseModel,
     Capabilities,
@@ -183,47 +184,60 @@ def _plan_of_epoch(job: TrainingJob, epoch: int) -> list[list[int]]:
 
 
 class NoopTrainingClient:
-    """A `TrainingClient` without weights: right shapes, simulated numbers, the same for the same calls."""
+    """A `TrainingClient` without weights: right shapes, simulated numbers, the same for the same calls.
+
+    The log-probability of a token follows from the state, its position and itself, whichever call asks: so a sample's
+    log-probabilities are those of the next forward pass over it, until an optimiser step moves the state.
+    """
 
     def __init__(self, seed: int = 0) -> None:
-        self._state = digest_bytes(f"noop {seed}".encode())
+        self._state = digest_json(["noop", seed])
+        self._gradients: list[str] = []
         self._steps = 0
 
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> "Future[ForwardBackwardResult]":
-        """See `TrainingClient.forward_backward`."""
-        logprobs = [self._logprobs(datum.model_input.tokens) for datum in data]
+        """See `TrainingClient.forward_backward`; every loss is the weighted cross entropy."""
+        if loss_fn not in LOSSES:
+            return _failed(f"there is no loss {loss_fn!r}", f"one of {', '.join(LOSSES)}")
+        problem = next((problem for datum in data if (problem := _problem(datum))), None)
+        if problem:
+            return _failed(*problem)
+        logprobs = [self._target_logprobs(datum) for datum in data]
         weights = [
             datum.loss_fn_inputs.get("weights", [1.0] * len(lp)) for datum, lp in zip(data, logprobs, strict=True)
         ]
         loss = -sum(lp * w for row, ws in zip(logprobs, weights, strict=True) for lp, w in zip(row, ws, strict=True))
+        self._gradients.append(digest_json([loss_fn, dict(loss_fn_config or {}), loss, logprobs]))
         return _done(ForwardBackwardResult({"loss:sum": loss, "simulated": 1.0}, logprobs))
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> "Future[ForwardBackwardResult]":
         """See `TrainingClient.forward_backward_custom`; the loss function is really called."""
-        logprobs = [self._logprobs(datum.model_input.tokens) for datum in data]
+        problem = next((problem for datum in data if (problem := _problem(datum))), None)
+        if problem:
+            return _failed(*problem)
+        logprobs = [self._target_logprobs(datum) for datum in data]
         loss, metrics = loss_fn(data, logprobs)
+        self._gradients.append(digest_json(["custom", float(loss), logprobs]))
         return _done(ForwardBackwardResult({"loss:sum": float(loss), "simulated": 1.0, **metrics}, logprobs))
 
     def optim_step(self, params: AdamParams) -> "Future[Mapping[str, float]]":
         """See `TrainingClient.optim_step`."""
         self._steps += 1
-        self._state = digest_bytes(f"{self._state}{params}".encode())
+        self._state = digest_json([self._state, self._gradients, vars(params)])
+        self._gradients = []
         return _done({"step": float(self._steps), "simulated": 1.0})
 
     def sample(self, prompt: ModelInput, num_samples: int, params: SamplingParams) -> "Future[list[SampledSequence]]":
         """See `TrainingClient.sample`."""
-        tokens = [
-            int(digest_bytes(f"{self._state}{params.seed}{i}".encode())[:4], 16) % 256
-            for i in range(params.max_tokens)
-        ]
-        sequence = SampledSequence(tokens, [-1.0] * len(tokens), "length")
-        return _done([sequence] * num_samples)
+        return _done([self._sample(prompt, params, index) for index in range(num_samples)])
 
     def compute_logprobs(self, tokens: ModelInput) -> "Future[list[float | None]]":
         """See `TrainingClient.compute_logprobs`."""
-        return _done([None, *self._logprobs(tokens.tokens[1:])])
+        return _done(
+            [None if place == 0 else self._logprob(place, token) for place, token in enumerate(tokens.tokens)]
+        )
 
     def save_state(self, folder: Path) -> "Future[None]":
         """See `TrainingClient.save_state`."""
@@ -233,20 +247,53 @@ class NoopTrainingClient:
 
     def load_state(self, folder: Path) -> "Future[None]":
         """See `TrainingClient.load_state`."""
+        if not (folder / STATE_FILE).is_file():
+            return _failed(f"there is no saved state in {folder}", "name a folder that save_state wrote")
         saved = json.loads((folder / STATE_FILE).read_bytes())
-        self._state, self._steps = saved["state"], saved["steps"]
+        self._state, self._steps, self._gradients = saved["state"], saved["steps"], []
         return _done(None)
 
     def close(self) -> None:
         """See `TrainingClient.close`."""
 
-    def _logprobs(self, tokens: Sequence[int]) -> list[float]:
-        return [
-            -1.0 - int(digest_bytes(f"{self._state}{t}{i}".encode())[:4], 16) / 0xFFFF for i, t in enumerate(tokens)
-        ]
+    def _target_logprobs(self, datum: Datum) -> list[float]:
+        targets = datum.loss_fn_inputs["target_tokens"]
+        return [self._logprob(place, int(token)) for place, token in enumerate(targets, start=1)]
+
+    def _logprob(self, place: int, token: int) -> float:
+        """Log-probability of a token at a place of a sequence, from 0; between -1 and -2."""
+        return -1.0 - int(digest_json([self._state, place, token])[:4], 16) / 0xFFFF
+
+    def _sample(self, prompt: ModelInput, params: SamplingParams, index: int) -> SampledSequence:
+        """One continuation; the greedy ones of a prompt are all the same."""
+        drawn = [params.seed, index] if params.temperature else []
+        tokens: list[int] = []
+        while len(tokens) < params.max_tokens and not (tokens and tokens[-1] in params.stop):
+            chosen = digest_json([self._state, list(prompt.tokens), tokens, params.temperature, drawn])
+            tokens.append(int(chosen[:4], 16) % 256)
+        stopped = bool(tokens) and tokens[-1] in params.stop
+        logprobs = [self._logprob(place, token) for place, token in enumerate(tokens, start=len(prompt.tokens))]
+        return SampledSequence(tokens, logprobs, "stop" if stopped else "length")
+
+
+def _problem(datum: Datum) -> tuple[str, str] | None:
+    """What is wrong with a datum, and the fix; None when nothing is."""
+    length = len(datum.model_input.tokens)
+    if "target_tokens" not in datum.loss_fn_inputs:
+        return "a datum has no target_tokens", "give tokens 1 … T as target_tokens"
+    for name, values in datum.loss_fn_inputs.items():
+        if len(values) != length:
+            return f"{name} has length {len(values)}, and the input {length}", "one value for each token of the input"
+    return None
 
 
 def _done(value: Any) -> "Future[Any]":
     future: Future[Any] = Future()
     future.set_result(value)
+    return future
+
+
+def _failed(what: str, fix: str) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_exception(BackendError(what, where="backend noop", fix=fix))
     return future

@@ -302,6 +302,9 @@ class Trainer(Protocol):
 
 # Level b: primitives.
 
+LOSSES = ("cross_entropy", "importance_sampling", "ppo")
+"""Losses by name; any other is given as a function."""
+
 
 @dataclass(frozen=True)
 class ModelInput:
@@ -356,7 +359,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampledSequence:
-    """A sampled continuation with the log-probability of each of its tokens."""
+    """A sampled continuation with the log-probability of each of its tokens; the stop token is the last of them."""
 
     tokens: Sequence[int]
     logprobs: Sequence[float]
@@ -378,7 +381,7 @@ class TrainingClient(Protocol):
     def forward_backward(
         self, data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> "Future[ForwardBackwardResult]":
-        """Add the gradients of a batch under a named loss: `cross_entropy`, `importance_sampling`, `ppo`."""
+        """Add the gradients of a batch under a named loss, one of `LOSSES`."""
         ...
 
     def forward_backward_custom(self, data: Sequence[Datum], loss_fn: CustomLoss) -> "Future[ForwardBackwardResult]":

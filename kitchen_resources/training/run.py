@@ -31,6 +31,9 @@ from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, TrainingJob
 from kitchen_resources.training.start import fetch_start, find_start
 
+_MOST_DAMAGED = 3
+"""Checkpoints found damaged by one call after which it gives up: on a broken disk it would train for ever."""
+
 
 class Observer(Protocol):
     """Who wants to know what a run does, such as Dagster's log and event stream."""
@@ -235,10 +238,17 @@ class TrainingRun:
         done = 0
         self._explain_drift(lease.head)
         self._evaluate_due(lease, epoch)
+        damaged = _quarantined(lease.head)
         while not self._is_done(lease.head, epoch):
             done += self._train_next(lease)
             self._evaluate_due(lease, epoch)
             self._retain(lease)
+            if _quarantined(lease.head) >= damaged + _MOST_DAMAGED:
+                raise CheckpointError(
+                    f"{_MOST_DAMAGED} checkpoints were damaged as soon as they were published",
+                    where=f"run {self.fingerprint[:12]}",
+                    fix=f"check the disk of {self._launch.ports.blobs.uri}, then run again",
+                )
         return done
 
     def _train_next(self, lease: Lease) -> int:
@@ -525,3 +535,7 @@ class TrainingRun:
 
     def _say_waiting(self, holder: Holder) -> None:
         self._observer.say(f"waiting for run {holder.run} (process {holder.pid}), which trains the same recipe")
+
+
+def _quarantined(head: Head) -> int:
+    return sum(not entry.exists for entry in head.checkpoints)

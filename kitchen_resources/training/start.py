@@ -3,7 +3,6 @@
 Which one it is, is part of the identity, and asked for by every stage; its files are wanted only by the first epoch.
 """
 
-import re
 from collections.abc import Callable
 
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
@@ -11,10 +10,9 @@ from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.errors import CheckpointError, ConfigError
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start
+from kitchen_resources.recipes.rules import CHECKPOINT_EXAMPLES, CONTINUE_FROM, NO_CHECKPOINT
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.port import LocalCheckpoint
-
-_REFERENCE = re.compile(r"(?P<run>latest|[0-9a-f]{4,64})(?:@(?P<step>\d+))?\Z")
 
 
 def find_start(launch: Launch, plan: TrainingPlan, identify: Callable[[Start | None], Identity]) -> Start | None:
@@ -32,13 +30,9 @@ def find_start(launch: Launch, plan: TrainingPlan, identify: Callable[[Start | N
     named = launch.recipe.continue_from
     if named is None:
         return None
-    match = _REFERENCE.match(named)
+    match = CONTINUE_FROM.match(named)
     if match is None:
-        raise ConfigError(
-            f"{named!r} is neither a fingerprint's first digits nor latest",
-            where="continue_from",
-            fix="continue_from: 3f2a91c04b77, 3f2a91c04b77@400, or latest",
-        )
+        raise ConfigError(NO_CHECKPOINT.format(named), where="continue_from", fix=CHECKPOINT_EXAMPLES)
     if match["run"] == "latest":
         fingerprint, step = _latest(launch, plan, identify)
     else:

@@ -31,7 +31,8 @@ class Block:
 def blocks(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
     return [
-        Block(m["language"], m["marks"].strip(), m["text"], text[: m.start()].count("\n") + 1) for m in _BLOCK.finditer(text)
+        Block(m["language"], m["marks"].strip(), m["text"], text[: m.start()].count("\n") + 1)
+        for m in _BLOCK.finditer(text)
     ]
 
 
@@ -65,7 +66,9 @@ def _own_model_and_rows(folder: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_", "MAKE", "MFLAGS"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_", "MAKE", "MFLAGS"))
+    }
     return {
         **kept,
         "DAGSTER_HOME": str(folder / "dagster_home"),
@@ -76,7 +79,9 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _run(arguments: list[str], folder: Path) -> str:
-    done = subprocess.run(arguments, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        arguments, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
@@ -114,7 +119,9 @@ def test_a_model_that_does_not_learn_fails_the_demo(checkout: Path) -> None:
     environment = {**_environment(checkout), "DAGSTER_HOME": str(checkout / "other_home"), "CONFIG": str(config)}
     (checkout / "other_home").mkdir()
     shutil.copyfile(ROOT / "dagster_home" / "dagster.yaml", checkout / "other_home" / "dagster.yaml")
-    done = subprocess.run(["make", "demo"], cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "demo"], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "It did not learn: 0.000 of 250 rows, and 0.8 of at least 200 was expected" in done.stdout
 

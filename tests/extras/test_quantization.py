@@ -14,7 +14,13 @@ pytestmark = pytest.mark.heavy
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go(bench: Bench, bits: str) -> None:  # noqa: F811
-    config: dict[str, Any] = {"max_rows": 90, "epochs": 2, "quantization": bits, "precision": "bf16", "lora": {"rank": 4}}
+    config: dict[str, Any] = {
+        "max_rows": 90,
+        "epochs": 2,
+        "quantization": bits,
+        "precision": "bf16",
+        "lora": {"rank": 4},
+    }
     whole = bench.run(config)
     assert whole.optimizer_steps == 12
     plain = bench.run({**config, "quantization": "none"})

@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.ui.dagster_dev import DagsterDev, wait_until
 
 RUN_S = 120
+GROUPS = ("datasets", "checkpoints", "training", "evaluation", "registry")
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,16 @@ class Screen:
 
     def open_lineage(self, recipe: str) -> None:
         """Open the lineage of one recipe, with its groups unfolded."""
-        self.open("asset-groups~" + quote(f'key:"{recipe}/*"', safe=""))
+        unfolded = ",".join(f"global@global:{group}" for group in GROUPS)
+        selection = quote(f'key:"{recipe}/*"', safe="")
+        self.open(f"asset-groups~{selection}?expanded={quote(unfolded, safe='')}")
         expect(self.button("Materialize all (6)")).to_be_enabled()
-        self.page.keyboard.press("Alt+e")
         expect(self.asset_node("production")).to_be_visible()
 
     def asset_node(self, stage: str) -> Locator:
         """An asset as the lineage page draws it."""
-        return self.page.locator("svg foreignObject").get_by_text(stage, exact=True)
+        name = self.page.get_by_text(stage, exact=True)
+        return self.page.locator("[class*=AssetNode_assetNodeContainer]").filter(has=name)
 
     def open_asset(self, recipe: str, stage: str, view: str = "overview") -> None:
         """Open a tab of an asset's page."""

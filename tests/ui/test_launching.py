@@ -59,7 +59,7 @@ def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_proce
     screen.button("Materialize all (6)").click()
     screen.page.get_by_text("Launched run").wait_for()
     screen.shoot("materialize-1-launched")
-    screen.button("View").click()
+    screen.page.get_by_text("View", exact=True).click()
     screen.page.wait_for_url("**/runs/*")
     run_id = screen.run_id()
     assert screen.wait_for_run(run_id) == "SUCCESS"

@@ -129,11 +129,17 @@ def value_at(recipe: BaseModel, path: str) -> Any:
     return value
 
 
+_made: dict[str, SupervisedRecipe] = {}
+
+
 def recipe(values: Mapping[str, Any] | None = None, *, name: str = "mine", **definition: Any) -> SupervisedRecipe:
-    """A bound recipe with a model, a data set and the given values."""
-    bound = bind(SupervisedRecipe, {**NAMED, **(values or {})}, RecipeDefinition(name=name, **definition))
-    assert isinstance(bound, SupervisedRecipe)
-    return bound
+    """A bound recipe with a model, a data set and the given values. It is frozen, and takes Dagster some time to make."""
+    key = repr((values, name, definition))
+    if key not in _made:
+        made = bind(SupervisedRecipe, {**NAMED, **(values or {})}, RecipeDefinition(name=name, **definition))
+        assert isinstance(made, SupervisedRecipe)
+        _made[key] = made
+    return _made[key]
 
 
 def launched(recipes: Mapping[str, Recipe], configs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,19 +8,18 @@ import pytest
 
 import kitchen_assets as kitchen
 from kitchen_assets.shelf import StoredRun, export, prune, storage
-from kitchen_resources.blobs.content import StoredFile, content_key
+from kitchen_resources.blobs.content import content_key
 from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.checkpoints.head import Head, encode_head, head_key
+from kitchen_resources.checkpoints.head import encode_head, head_key
 from kitchen_resources.checkpoints.holder import this_holder
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.digests import digest_bytes
 from kitchen_resources.errors import CheckpointError, ConfigError, RegistryError
-from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registration
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
 from kitchen_resources.training.trl import export as trl_export
-from tests.engine import Engine, Planted, UnmarkedTrainer, failing_at, needed_files, payload_keys
+from tests.engine import Engine, Planted, UnmarkedTrainer, failing_at, needed_files, payload_keys, register
 
 
 @pytest.fixture
@@ -33,27 +32,6 @@ def engine() -> Engine:
 
 def fingerprint_of(engine: Engine) -> str:
     return engine.head().fingerprint
-
-
-def register(engine: Engine, head: Head, step: int, kind: str = "merged", **fields: Any) -> ModelVersion:
-    """Register a checkpoint as a version, its model one small file."""
-    entry = head.at(step)
-    assert entry is not None
-    contents = {"config.json": b"{}", "adapter/a.json": b"[]"}
-    stored = {name: StoredFile(engine.store.content.put(data), len(data)) for name, data in contents.items()}
-    values: dict[str, Any] = {
-        "name": "supervised",
-        "fingerprint": head.fingerprint,
-        "step": step,
-        "epoch": entry.epoch,
-        "state_digest": entry.state_digest,
-        "manifest": entry.manifest,
-        "model": ModelFiles(stored, kind, digest_bytes(kind.encode())),
-        **{name: {} for name in ("base", "dataset", "metrics", "base_metrics", "cost", "identity", "environment")},
-        "launch": "run-1",
-        "simulated": False,
-    }
-    return StoreRegistry(engine.blobs).register(Registration(**{**values, **fields}))
 
 
 # Storage

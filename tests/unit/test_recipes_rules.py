@@ -84,6 +84,24 @@ RULES: dict[str, tuple[dict[str, Any], tuple[str, str, str], dict[str, Any]]] = 
         ("lora.target_modules", "names single modules beside all-linear", "target_modules: [all-linear]"),
         {"lora": {"target_modules": ["all-linear"]}},
     ),
+    "a checkpoint by no name": (
+        {"continue_from": "3F2A"},
+        (
+            "continue_from",
+            "'3F2A' is neither a fingerprint's first digits nor latest",
+            "continue_from: 3f2a91c04b77, 3f2a91c04b77@400, or latest",
+        ),
+        {"continue_from": "3f2a@400"},
+    ),
+    "too few digits of one": (
+        {"continue_from": "3f2"},
+        (
+            "continue_from",
+            "'3f2' is neither a fingerprint's first digits nor latest",
+            "continue_from: 3f2a91c04b77, 3f2a91c04b77@400, or latest",
+        ),
+        {"continue_from": "latest"},
+    ),
     "nothing kept out": (
         {"held_out": "1"},
         ("held_out", "must be a share from 0 to below 1, or a data set, got 1", 'held_out: "0.1"'),

@@ -15,6 +15,7 @@ from tests.engine import (
     Engine,
     epoch_ends,
     payload_keys,
+    register,
     states,
     undisturbed,
 )
@@ -145,6 +146,13 @@ def test_what_moves_no_weights_trains_nothing_again(engine: Engine, fields: dict
     engine.finish()
     assert engine.finish(**fields).steps_done == 0
     assert len(engine.store.find("")) == 1
+
+
+def test_what_a_model_version_was_made_of_keeps_its_payload(engine: Engine) -> None:
+    engine.run(keep_last=1).ensure(1)
+    register(engine, engine.head(), 3)
+    engine.finish(keep_last=1)
+    assert [entry.payload for entry in engine.head().entries()] == ["present", "pruned", "present"]
 
 
 def test_a_finished_run_stays_finished_when_its_payload_is_gone(engine: Engine) -> None:

@@ -20,7 +20,7 @@ def engine() -> Engine:
     return engine
 
 
-def rows(engine: Engine, head: Head, step: int) -> list[list[int]]:
+def rows_of(engine: Engine, head: Head, step: int) -> list[list[int]]:
     entry = head.at(step)
     assert entry is not None
     return engine.store.ledger(engine.store.manifest(entry))
@@ -86,6 +86,15 @@ def test_with_weights_alone_the_epochs_count_from_one(engine: Engine) -> None:
     assert not set(states(finished.head).values()) & set(states(old).values())
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_with_weights_alone_the_rows_of_the_start_are_not_those_of_the_epoch(step: int) -> None:
+    engine = Engine()
+    old = engine.finish(checkpoint_steps=1, keep_last=9).head
+    finished = engine.finish(continue_from=f"{old.fingerprint[:12]}@{step}", carry="weights", keep_last=9)
+    assert finished.steps_done == 9
+    assert [len(rows) for rows in rows_of(engine, finished.head, 3)] == [4, 4, 2]
+
+
 def test_weights_alone_fit_another_batch_size_and_everything_does_not(engine: Engine) -> None:
     prefix = engine.head().fingerprint[:12]
     with pytest.raises(ConfigError) as refused:
@@ -120,8 +129,8 @@ def test_going_on_inside_an_epoch_completes_its_ledger() -> None:
     other, reached = watched(engine)
     finished = other.finish(continue_from=old.fingerprint[:12], learning_rate=0.5, keep_last=9)
     assert reached == [6, 7, 8, 9]
-    assert rows(engine, finished.head, 6)[:2] == rows(engine, old, 5)
-    assert sorted(row for step in rows(engine, finished.head, 6) for row in step) == list(range(ROWS))
+    assert rows_of(engine, finished.head, 6)[:2] == rows_of(engine, old, 5)
+    assert sorted(row for step in rows_of(engine, finished.head, 6) for row in step) == list(range(ROWS))
     steps = engine.store.steps(engine.store.manifest(first_of(finished.head)))
     assert [step.global_step for step in steps] == [4, 5, 6]
 
@@ -136,8 +145,8 @@ def test_an_epoch_that_max_steps_ended_early_is_completed_first() -> None:
     finished = other.finish(continue_from=old.fingerprint[:12], keep_last=9)
     assert reached == [5, 6, 7, 8, 9]
     assert [(e.step, e.epoch) for e in finished.head.entries()] == [(6, 2), (9, 3)]
-    assert rows(engine, finished.head, 6)[:1] == rows(engine, old, 4)
-    assert sorted(row for step in rows(engine, finished.head, 6) for row in step) == list(range(ROWS))
+    assert rows_of(engine, finished.head, 6)[:1] == rows_of(engine, old, 4)
+    assert sorted(row for step in rows_of(engine, finished.head, 6) for row in step) == list(range(ROWS))
 
 
 # Latest
@@ -296,12 +305,15 @@ def test_the_files_of_the_start_are_fetched_by_the_first_epoch_and_by_nobody_els
     assert len([key for key in read if "/payload/" in key]) == 1
 
 
-def test_a_start_that_went_away_meanwhile_is_said(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "change", [{"payload": "quarantined"}, {"state_digest": "e" * 64}], ids=["quarantined", "made anew"]
+)
+def test_a_start_that_went_away_meanwhile_is_said(engine: Engine, change: dict[str, Any]) -> None:
     fingerprint = engine.head().fingerprint
     run = engine.run(continue_from=fingerprint[:12], epochs=5)
     run.planned()
     lease = acquire(engine.blobs, fingerprint, run="other", wait_s=0.0)
-    engine.store.quarantine(lease, 9, "damaged")
+    lease.update(lambda head: head.with_entry(9, **change))
     lease.release()
     with pytest.raises(CheckpointError) as refused:
         run.ensure(4)
@@ -355,6 +367,13 @@ def test_a_run_that_is_no_longer_than_what_it_continues_is_refused(engine: Engin
         "max_steps: is 6, and the run that is continued has done 6 steps already\n  fix: max_steps: 12"
     )
     assert engine.run(continue_from=f"{prefix}@6", max_steps=7).planned().missing == (3,)
+    # Inside an epoch there may be something left of it.
+    with pytest.raises(Planted):
+        engine.with_(adapter=failing_at(6)).finish(seed=1, checkpoint_steps=1, keep_last=9)
+    inside = engine.run(seed=1).fingerprint[:12]
+    assert engine.run(seed=1, continue_from=f"{inside}@5", epochs=2).planned().missing == (2,)
+    with pytest.raises(ConfigError, match="max_steps: is 5, and the run that is continued has done 5 steps"):
+        engine.run(seed=1, continue_from=f"{inside}@5", max_steps=5).planned()
 
 
 def test_other_rows_can_be_gone_on_with_from_an_epochs_end_only() -> None:

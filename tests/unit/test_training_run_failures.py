@@ -1,12 +1,14 @@
 """A training run that fails, is interrupted, is not alone, or has no room: nothing is lost, and nobody is held up."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from kitchen_resources.checkpoints.head import Holder
-from kitchen_resources.checkpoints.lease import acquire
-from kitchen_resources.errors import CheckpointError, DiskFull, LeaseHeld
+from kitchen_resources.checkpoints.head import Holder, encode_head, head_key
+from kitchen_resources.checkpoints.lease import Lease, acquire
+from kitchen_resources.errors import CheckpointError, DiskFull, LeaseHeld, LeaseLost
+from kitchen_resources.training import run as run_module
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.preflight import preflight
@@ -52,6 +54,8 @@ def test_step_checkpoints_lie_in_between_and_change_no_bits(engine: Engine) -> N
     assert epoch_ends(head) == undisturbed()
     assert [len(step) for step in ledger(engine, 4)] == [4]
     assert head.last_epoch() == 3
+    parents = [engine.store.manifest(entry).parent for entry in head.entries()]
+    assert parents == ["", *list(states(head).values())[:-1]]
 
 
 @pytest.mark.parametrize("step", [5, 6])
@@ -111,6 +115,12 @@ def test_after_a_failure_later_epochs_of_the_same_run_fail_at_once(engine: Engin
     assert sound.told.steps == []
     # Another run goes on, also one that re-executes the first.
     assert sound.run(run_id="second", root_id="first").ensure(3) == 6
+
+
+def test_a_failure_of_one_run_stops_no_other_of_the_same_launch(engine: Engine) -> None:
+    with pytest.raises(Planted):
+        engine.with_(adapter=failing_at(5)).run(run_id="one", seed=1).ensure(2)
+    assert engine.run(run_id="one").ensure(2) == 6
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), GeneratorExit()], ids=repr)
@@ -215,6 +225,57 @@ def test_another_process_in_between_costs_the_live_folder_and_no_bits(engine: En
     assert engine.run(live=first).ensure(3) == 0
     first.discard()
     assert epoch_ends(engine.head()) == undisturbed()
+
+
+def test_who_is_taken_over_stops_at_its_next_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases: list[Lease] = []
+
+    def take(*args: Any, **how: Any) -> Lease:
+        leases.append(acquire(*args, **how))
+        return leases[-1]
+
+    def taken_over(step: int) -> None:
+        if step == 5:
+            head = engine.head()
+            stored = engine.blobs.get(head_key(head.fingerprint))
+            assert stored is not None
+            theirs = replace(head, holder=Holder("x", "other/1", "b", 1, 1.0, "run-9"), token=head.token + 1)
+            engine.blobs.compare_and_swap(head_key(head.fingerprint), stored.version, encode_head(theirs))
+            with pytest.raises(LeaseLost):
+                # As the heartbeat does.
+                leases[-1].update(lambda head: head)
+
+    monkeypatch.setattr(run_module, "acquire", take)
+    reached: list[int] = []
+    other = engine.with_(adapter=HookedTrainer(lambda step: (reached.append(step), taken_over(step))[1]))
+    with pytest.raises(LeaseLost, match="taken over by run run-9"):
+        other.finish()
+    assert reached == [1, 2, 3, 4, 5]
+    holder = engine.head().holder
+    assert holder is not None
+    assert holder.run == "run-9"
+    assert states(engine.head()).keys() == {3}
+
+
+def test_what_killed_attempts_left_in_scratch_is_removed_before_training(engine: Engine) -> None:
+    left = engine.blobs.scratch() / "runs" / engine.run().fingerprint / "killed" / "state-3"
+    left.mkdir(parents=True)
+    seen: list[bool] = []
+    engine.with_(adapter=HookedTrainer(lambda step: seen.append(left.exists()))).run().ensure(1)
+    assert seen == [False] * 3
+
+
+def test_the_folder_of_another_run_is_never_a_parent(engine: Engine) -> None:
+    """Two runs can have one state, and the session of the one is closed before the other trains."""
+    live = LiveTrainer(NoopTrainer())
+    engine.run().ensure(1)
+    other = engine.run(seed=1, live=live)
+    other.ensure(1)
+    assert live.last is not None
+    live.keep(replace(live.last, state_digest=engine.run().head().entries()[-1].state_digest), 99)
+    assert engine.run(live=live).ensure(3) == 6
+    live.discard()
+    assert epoch_ends(engine.run().head()) == undisturbed()
 
 
 def test_interleaved_launches_on_two_data_sets_each_keep_their_own(engine: Engine) -> None:

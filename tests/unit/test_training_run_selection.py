@@ -6,22 +6,28 @@ the test wrote down for the step that it finds in the checkpoint's own file.
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.checkpoints.head import RunEnd
 from kitchen_resources.datasets.sources import NoopDatasets
-from kitchen_resources.errors import CheckpointError
+from kitchen_resources.errors import CheckpointError, ConfigError
 from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, Measure
 from kitchen_resources.training.noop import NoopTrainer
-from tests.engine import Engine, Planted, UnmarkedTrainer, states
+from tests.engine import Engine, HookedTrainer, Planted, UnmarkedTrainer, states
 
 STEPS = 2
 """Steps of an epoch: ten rows, two of them held out, in batches of four."""
 LOSS = "held_out/loss"
 NAN = float("nan")
 FIELDS: dict[str, Any] = {"model": "embedded:tiny", "held_out": "0.2", "epochs": 5}
+
+
+class HookedUnmarked(UnmarkedTrainer, HookedTrainer):
+    """It tells of its steps, too."""
 
 
 class Scripted:
@@ -166,6 +172,51 @@ def test_a_damaged_checkpoint_that_waits_for_its_evaluation_is_made_again() -> N
     assert evaluator.asked == [1, 2]
 
 
+class Losing(MemoryBlobs):
+    """A store that loses the payload of some checkpoints, in the order of their publication, before they are read."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.made = 0
+        self._lost: set[str] = set()
+
+    def put_file(self, key: str, path: Path) -> bool:
+        if "/payload/" in key:
+            self.made += 1
+            if self.made in self.numbers:
+                self._lost.add(key)
+                return super().put_if_absent(key, b"")
+            if key in self._lost:
+                super().delete(key)
+        return super().put_file(key, path)
+
+
+def test_a_checkpoint_that_is_damaged_as_soon_as_it_was_published_is_made_again() -> None:
+    engine, evaluator = bench(FALLING)
+    reached: list[int] = []
+    engine.blobs = Losing(2)
+    engine.adapter = HookedUnmarked(reached.append)
+    finished = engine.finish(**FIELDS)
+    # Not on top of the folder that is still there, of a checkpoint that no longer exists.
+    assert reached == [1, 2, 3, 4, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert states(finished.head) == states(bench(FALLING)[0].finish(**FIELDS).head)
+    assert evaluator.asked == [1, 2, 3, 4, 5]
+
+
+def test_a_store_that_damages_everything_is_given_up() -> None:
+    engine, evaluator = bench(FALLING)
+    engine.blobs = Losing(*range(1, 100))
+    with pytest.raises(CheckpointError) as refused:
+        engine.finish(**FIELDS)
+    assert str(refused.value) == (
+        f"run {engine.head().fingerprint[:12]}: 3 checkpoints were damaged as soon as they were published\n"
+        f"  fix: check the disk of {engine.blobs.uri}, then run again"
+    )
+    assert evaluator.asked == []
+    assert engine.head().holder is None
+
+
 def test_a_damaged_model_is_not_measured_and_made_again_by_the_next_run() -> None:
     engine, _ = bench(FALLING)
     engine.finish(**FIELDS, eval_every=0)
@@ -179,6 +230,14 @@ def test_a_damaged_model_is_not_measured_and_made_again_by_the_next_run() -> Non
     )
     assert engine.finish(**FIELDS, eval_every=0).steps_done == STEPS
     assert engine.run(**FIELDS, eval_every=0).evaluate_selected().metrics() == {LOSS: 1.0}
+
+
+def test_a_simulated_run_is_nothing_to_go_on_from_for_a_real_one() -> None:
+    engine, _ = bench(FALLING)
+    engine.with_(adapter=NoopTrainer()).finish(**FIELDS)
+    prefix = engine.head().fingerprint[:12]
+    with pytest.raises(ConfigError, match="a simulated run has nothing to go on from\n  fix: use the backend it was"):
+        engine.run(**{**FIELDS, "epochs": 9}, continue_from=prefix).planned()
 
 
 # The choice

@@ -122,7 +122,8 @@ class TrlSession:
     def _expected_rows(self, epoch: int) -> list[list[int]]:
         """Row ids of each optimiser step of the epoch, by the plan."""
         recipe = self._job.recipe
-        ids = self._rows[self._row_column]
+        # As one list: asked for one by one, a million ids took half a minute, before every epoch.
+        ids = self._rows[self._row_column][:]
         steps = batch_plan(
             self._job.plan.rows,
             seed=recipe.seed,
@@ -151,6 +152,7 @@ class _EpochAttempt:
         self._steps = list(events.earlier_steps())
         self.steps_done = 0
         self.published: LocalCheckpoint | None = None
+        self._drafted: Path | None = None
         self._started_at = (epoch - 1) * job.plan.steps_per_epoch
 
     def step(self, metrics: StepMetrics, rows: list[int]) -> None:
@@ -174,15 +176,15 @@ class _EpochAttempt:
             global_step=step,
             steps_into_epoch=into_epoch,
             epoch_complete=complete,
-            row_ids=self._rows,
+            row_ids=[list(step) for step in self._rows],
             metrics=epoch_metrics(self._steps),
-            steps=self._steps,
+            steps=list(self._steps),
         )
-        before = self.published
         self.published = self._events.checkpoint(draft)
-        if before is not None:
-            # Its files are the store's now; a link here would keep the space of what retention prunes.
-            shutil.rmtree(before.folder, ignore_errors=True)
+        if self._drafted is not None:
+            # The files of the one before are the store's now; a link here would keep the space of what is pruned.
+            shutil.rmtree(self._drafted, ignore_errors=True)
+        self._drafted = saved.folder
 
     def _require_planned_rows(self, global_step: int) -> None:
         index = len(self._rows) - 1
@@ -245,7 +247,7 @@ def _errors_named(job: TrainingJob, epoch: int) -> Iterator[None]:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(job, where, error) from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if any(sign in str(error) for sign in _OUT_OF_HOST_MEMORY):
             raise _out_of_memory(job, where, error) from error
         raise BackendError(f"{type(error).__name__}: {error}", where=where) from error

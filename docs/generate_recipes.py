@@ -1,0 +1,136 @@
+"""Writes docs/recipes.md from its template and from the fields of the recipes.
+
+python docs/generate_recipes.py           writes it
+python docs/generate_recipes.py --check   fails when it isn't up to date
+"""
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
+from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
+from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
+
+HERE = Path(__file__).parent
+TEMPLATE = HERE / "recipes.template.md"
+PAGE = HERE / "recipes.md"
+
+_TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_BLOCKS: dict[type[BaseModel], str] = {
+    LoraConfig: "lora",
+    EvaluationConfig: "evaluations[]",
+    RowLimits: "row_limits",
+    PromotionRule: "promotion",
+}
+
+
+def render() -> str:
+    """The whole page."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    return text.replace("{{ fields }}", "\n\n".join(_field_tables())).replace("{{ owned }}", _owned_table())
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or compare it; the exit status."""
+    if arguments not in ([], ["--check"]):
+        print(__doc__, file=sys.stderr)  # noqa: T201
+        return 2
+    page = render()
+    if arguments == []:
+        PAGE.write_text(page, encoding="utf-8")
+        return 0
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
+        return 0
+    print(f"{PAGE} is not up to date; run: python docs/generate_recipes.py", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _field_tables() -> Iterator[str]:
+    yield f"### The supervised recipe\n\n{_table(SupervisedRecipe)}"
+    for block, path in _BLOCKS.items():
+        yield f"### The block `{path}`\n\n{inspect.getdoc(block)}\n\n{_table(block)}"
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = ["| field | type | default | bounds | moves | |", "|---|---|---|---|---|---|"]
+    for name, field, facts in fields_with_facts(model):
+        moves = "" if facts.moves == "nothing" else facts.moves
+        cells = [
+            f"`{name}`",
+            _type(field.annotation),
+            _default(field),
+            _bounds(facts),
+            moves,
+            field.description or "",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return f"{_type(inner)}, or null"
+    if origin is Literal:
+        return " ".join(f"`{word}`" for word in arguments)
+    if origin is list:
+        return f"list of {_TYPES[str]}s" if arguments[0] is str else f"list of blocks, `{_BLOCKS[arguments[0]]}`"
+    if origin is dict:
+        return "map of texts" if arguments[1] is str else "map"
+    return f"block `{_BLOCKS[annotation]}`" if annotation in _BLOCKS else _TYPES[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if isinstance(value, BaseModel):
+        return "see below"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, str):
+        return f'`"{value}"`' if not value or value[0].isdigit() else f"`{value}`"
+    return f"`{str(value).replace(chr(39), '')}`" if isinstance(value, (list, dict)) else str(value)
+
+
+def _number(value: float) -> str:
+    """As YAML 1.1 reads it too: 2.0e-05 and not 2e-05."""
+    text = repr(value)
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent)}" if e else text
+
+
+def _bounds(facts: FieldFacts) -> str:
+    low = f"at least {facts.minimum}" if facts.minimum is not None else ""
+    low = f"above {facts.above}" if facts.above is not None else low
+    high = f"at most {facts.maximum}" if facts.maximum is not None else ""
+    high = f"below {facts.below}" if facts.below is not None else high
+    return ", ".join(bound for bound in (low, high) if bound)
+
+
+def _owned_table() -> str:
+    by_word: dict[str, list[str]] = {}
+    for name, field in OWNED_FIELDS.items():
+        by_word.setdefault(f"write `{field}`", []).append(name)
+    for name, reason in OWNED.items():
+        by_word.setdefault(reason, []).append(name)
+    rows = ["| argument of the trainer | what to write, or why not |", "|---|---|"]
+    for said, names in by_word.items():
+        rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {said} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""Promotion from the UI: refused with its numbers, without a mark on the training run; then through the gate."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.screen import Screen
+
+pytestmark = pytest.mark.heavy
+
+IMPOSSIBLE = "resources:\n  shown:\n    config:\n      promotion: {metric: held_out/loss, minimum: 0.001}\n"
+
+
+def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_through(
+    screen: Screen, shown_run: str
+) -> None:
+    dev = screen.dev
+    version = dev.registry.get("shown", dev.registry.alias("shown", "candidate") or 0)
+    loss = version.metrics["held_out/loss"]["value"]
+    base = version.base_metrics["held_out/loss"]["value"]
+    assert dev.registry.alias("shown", "production") is None
+
+    screen.open_launchpad("shown_promote")
+    screen.type_config(IMPOSSIBLE)
+    refused = screen.launch()
+    assert screen.wait_for_run(refused) == "FAILURE"
+    expect(screen.page.get_by_text(f"held_out/loss is {loss:.4g}, the bound is 0.001").first).to_be_visible()
+    screen.shoot("promotion-1-refused-run")
+    run = dev.graphql.run(refused)
+    assert run["tags"]["kitchen/kind"] == "promotion"
+    assert run["steps"] == [("shown__registered_model_promotion_gate", "FAILURE")]
+    assert dev.registry.alias("shown", "production") is None
+    assert dev.graphql.run(shown_run)["status"] == "SUCCESS"
+
+    screen.open_asset("shown", "registered_model", "checks")
+    expect(screen.page.get_by_text(f"held_out/loss is {loss:.4g}, the bound is 0.001")).to_be_visible()
+    expect(screen.page.get_by_text("Failed", exact=True).first).to_be_visible()
+    screen.shoot("promotion-2-refused-check")
+    screen.page.get_by_text("[Show JSON]").click()
+    expect(screen.page.get_by_text('"bound": 0.001')).to_be_visible()
+    screen.shoot("promotion-3-numbers")
+
+    # The Launchpad remembers what was typed last.
+    screen.open_launchpad("shown_promote")
+    screen.type_config("resources: {}\n")
+    promoted = screen.launch()
+    assert screen.wait_for_run(promoted) == "SUCCESS"
+    assert dev.registry.alias("shown", "production") == version.version
+    screen.open_asset("shown", "production")
+    said = f"held_out/loss is {loss:.4g}, better than {base:.4g} of the base"
+    expect(screen.row("reason")).to_contain_text(said)
+    screen.shoot("promotion-4-production")
+    (made,) = [found for found in dev.graphql.materializations("shown", "production") if found.run_id == promoted]
+    assert (made.metadata["version"], made.metadata["reason"]) == (version.version, said)
