@@ -145,7 +145,7 @@ def main(given: dict[str, Any]) -> None:
         run.ensure(1)
         with between["live"].around(*watched()):
             run.ensure(2)
-    with between["new process"].around(*watched()), new_process(recipe, folder, "second", steps) as run:
+    with new_process(recipe, folder, "second", steps) as run, between["new process"].around(*watched()):
         run.ensure(3)
     turns.end()
     with new_process(recipe, folder, "third") as run:

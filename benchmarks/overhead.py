@@ -1,6 +1,6 @@
 """What training by the kitchen costs over a plain TRL script: per optimiser step, and between two epochs.
 
-    python benchmarks/overhead.py [--rounds 6]      # exits 1 when a bound is exceeded, or the two didn't do the same
+    python benchmarks/overhead.py [--rounds 5]      # exits 1 when a bound is exceeded, or the two didn't do the same
 
 Two processes train the same model on the same prepared rows with the same arguments, in turns of one step: plain,
 kitchen, plain, kitchen. So whatever else the machine does meets both, and each of the kitchen's steps is compared with
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.comparison import Measure, Spread, main, measure, paired_ratios, spread, steps_until_within
 from benchmarks.turns import StepTime
 
-ROUNDS = 6
+ROUNDS = 5
 EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 16, 8
 EPOCHS_OF_DAGSTER = (2, 12)
 MODEL: Mapping[str, Any] = {
@@ -250,45 +250,51 @@ def _prepare(recipe: Mapping[str, Any], folder: Path) -> Path:
 
 def _run_pair(folder: Path, recipe: Mapping[str, Any], model: str, parquet: Path) -> Round:
     """Both sides at once, each waiting while the other works."""
-    sides: dict[str, dict[str, Any]] = {
-        "plain": {"model": model, "parquet": str(parquet), "sft": PLAIN},
-        "kitchen": {"recipe": recipe},
-    }
     to_plain, to_kitchen = os.pipe(), os.pipe()
-    ends = {"plain": (to_plain[0], to_kitchen[1]), "kitchen": (to_kitchen[0], to_plain[1])}
+    sides: dict[str, dict[str, Any]] = {
+        "plain": {
+            "receive": to_plain[0],
+            "send": to_kitchen[1],
+            "model": model,
+            "parquet": str(parquet),
+            "sft": PLAIN,
+        },
+        "kitchen": {"receive": to_kitchen[0], "send": to_plain[1], "recipe": recipe},
+    }
     with ExitStack() as stack:
-        running = {}
-        for side, given in sides.items():
-            (folder / side).mkdir(parents=True)
-            receive, send = ends[side]
-            arguments = {
-                "folder": str(folder / side),
-                "result": str(folder / f"{side}.result.json"),
-                "receive": receive,
-                "send": send,
-                "first": side == "plain",
-                "steps_per_epoch": STEPS_PER_EPOCH,
-                **given,
-            }
-            (folder / f"{side}.json").write_text(json.dumps(arguments), encoding="utf-8")
-            log = stack.enter_context((folder / f"{side}.log").open("w"))
-            running[side] = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", f"benchmarks.{side}_training", str(folder / f"{side}.json")],
-                    cwd=Path(__file__).parent.parent,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(receive, send),
-                    env={**os.environ, **SAME_ENVIRONMENT},
-                )
-            )
+        running = {side: stack.enter_context(_start(side, folder / side, given)) for side, given in sides.items()}
+        # A side that reads from a pipe is to see its end when the other side is gone.
         for descriptor in (*to_plain, *to_kitchen):
             os.close(descriptor)
         codes = {side: process.wait() for side, process in running.items()}
-    for side, code in codes.items():
-        if code:
-            raise SystemExit(f"{side} ended with {code}:\n{(folder / f'{side}.log').read_text()[-3000:]}")
-    return Round(*(_read_side(folder / f"{side}.result.json") for side in sides))
+    logs = {side: (folder / side / "log.txt").read_text(encoding="utf-8") for side in sides}
+    # When one fails the other does too, for want of a partner.
+    said = [f"{side} ended with {code}:\n{logs[side][-3000:]}" for side, code in codes.items() if code]
+    if said:
+        raise SystemExit("\n".join(said))
+    return Round(*(_read_side(folder / side / "result.json") for side in sides))
+
+
+def _start(side: str, folder: Path, given: Mapping[str, Any]) -> "subprocess.Popen[bytes]":
+    """One side's process, in a folder of its own."""
+    folder.mkdir(parents=True)
+    arguments = {
+        **given,
+        "folder": str(folder),
+        "result": str(folder / "result.json"),
+        "first": side == "plain",
+        "steps_per_epoch": STEPS_PER_EPOCH,
+    }
+    (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{side}_training", str(folder / "arguments.json")],
+            cwd=Path(__file__).parent.parent,
+            stdout=log,
+            stderr=log,
+            pass_fds=(given["receive"], given["send"]),
+            env={**os.environ, **SAME_ENVIRONMENT},
+        )
 
 
 def _read_side(path: Path) -> Side:

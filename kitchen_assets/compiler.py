@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -207,8 +208,9 @@ class RecipeAssets:
             required_resource_keys=self._keys,
         )
         def decide(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-            outcome = self._run(context, step.name, step.decide)
-            if not outcome.passed:
+            blocking = self._promotes(context)
+            outcome = self._run(context, step.name, lambda kitchen: replace(step.decide(kitchen), blocking=blocking))
+            if blocking and not outcome.passed:
                 context.log.error(outcome.description)
             return _check_result(outcome, key)
 
@@ -228,13 +230,25 @@ class RecipeAssets:
             work=work,
         )
 
+    def _promotes(self, context: Any) -> bool:
+        """Whether a run is to move `production`.
+
+        Materialize runs the checks of what it makes, and with `registered_model` the gate: a training is judged there
+        by the way, and doesn't fail by it.
+        """
+        selected = context.run.asset_selection or ()
+        promoted = {self.key(step.name) for step in self.workflow.promotion if isinstance(step, Stage)}
+        return context.run.job_name == f"{self.name}_promote" or not promoted.isdisjoint(selected)
+
     def _last_stage(self, context: Any) -> str:
         """The stage with which this run is over: the last of those that it makes."""
+        # Empty where a whole job runs in process.
         selected = context.run.asset_selection
-        names = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
-        if context.run.job_name == f"{self.name}_promote":
-            names = [step.name for step in self.workflow.promotion if isinstance(step, Stage)]
-        made = [name for name in names if selected is None or self.key(name) in selected]
+        training = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        promoted = [step.name for step in self.workflow.promotion if isinstance(step, Stage)]
+        made = promoted if context.run.job_name == f"{self.name}_promote" else training
+        if selected:
+            made = [name for name in (*training, *promoted) if self.key(name) in selected]
         return made[-1] if made else ""
 
     def _tags(self, kind: str) -> dict[str, str]:
@@ -278,7 +292,7 @@ def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResul
         asset_key=key,
         check_name=outcome.name,
         passed=outcome.passed,
-        severity=dg.AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.blocking else dg.AssetCheckSeverity.WARN,
         description=outcome.description,
         metadata=dict(outcome.metadata),
     )

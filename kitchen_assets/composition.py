@@ -26,15 +26,17 @@ class CheckOutcome:
 
     Attributes:
         name: One of the stage's `checks`.
-        passed: Whether it passed; a blocking check that didn't stops what is downstream.
+        passed: Whether it passed.
         description: What was found.
         metadata: Numbers and tables of it, as Dagster metadata.
+        blocking: Whether not passing stops what is downstream and fails the run; else it only warns.
     """
 
     name: str
     passed: bool
     description: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    blocking: bool = True
 
 
 @dataclass(frozen=True)

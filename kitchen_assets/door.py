@@ -19,7 +19,7 @@ from kitchen_assets.results import RunResult, collect
 from kitchen_resources.blobs.resource import default_store, store_is_chosen
 from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.launch import Launch
-from kitchen_resources.recipes.binding import bind
+from kitchen_resources.recipes.binding import bind, with_text_share
 from kitchen_resources.recipes.names import RESOURCE_KEYS
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import field_names
@@ -164,7 +164,7 @@ def _prepare(
     kitchen, recipe = _find(target)
     name = recipe.definition.name
     bound: dict[str, Any] = {}
-    overrides = _recipe_config(config or {})
+    overrides = with_text_share(config or {})
     # Dagster's word on an unknown field lists them all and suggests none.
     bind(type(recipe), overrides, recipe.definition)
     configured: dict[str, Any] = {name: {"config": overrides}} if overrides else {}
@@ -185,14 +185,6 @@ def _prepare(
     run_config = {"resources": configured} if configured else {}
     _require_valid(kitchen, name, run_config)
     return kitchen, recipe, run_config
-
-
-def _recipe_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides as Dagster takes them: Python says a share as a number, config as text."""
-    values = dict(config)
-    if isinstance(values.get("held_out"), (int, float)):
-        values["held_out"] = str(values["held_out"])
-    return values
 
 
 def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
+from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_resources.errors import ConfigError, KitchenError
 from kitchen_resources.training.preflight import preflight
@@ -50,10 +51,19 @@ def run_stage(
     except KitchenError as error:
         context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
         raise KitchenFailure(error) from None
-    with _reported(kitchen, workflow, stage, is_last=is_last):
+    with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
         if needs_preflight:
             _preflight_once(kitchen)
-        return work(kitchen)
+        result = work(kitchen)
+        blocked.extend(_failed_checks(result))
+        return result
+
+
+def _failed_checks(result: Any) -> list[str]:
+    """What the checks say that let nothing downstream of a stage run."""
+    outcomes = [result] if isinstance(result, CheckOutcome) else getattr(result, "checks", ())
+    failed = (outcome for outcome in outcomes if outcome.blocking and not outcome.passed)
+    return [f"{outcome.name}: {outcome.description}" for outcome in failed]
 
 
 def refuse_environment(run_config: Any, path: str = "run config") -> None:
@@ -94,11 +104,14 @@ def _preflight_once(kitchen: StageContext) -> None:
 
 
 @contextmanager
-def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool) -> Iterator[None]:
+def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool) -> Iterator[list[str]]:
+    """Tell of a stage, and of the run where it starts or is over; what is put into the list blocks the run."""
+    blocked: list[str] = []
     telemetry = kitchen.launch.ports.telemetry
     run: dict[str, Any] = {"recipe": kitchen.name, "run": kitchen.run_id}
     started = time.time()
-    key = f"launches/{kitchen.run_id}/started"
+    # Materialize on the lineage page may run several recipes in one run.
+    key = f"launches/{kitchen.run_id}/started-{kitchen.name}"
     if kitchen.launch.ports.blobs.put_if_absent(key, repr(started).encode()):
         telemetry.emit("workflow.run.start", {}, {"workflow": workflow, **run})
     telemetry.emit("stage.run.start", {}, {"stage": stage, **run})
@@ -111,17 +124,21 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
         if error is not None:
             telemetry.emit("stage.run.exception", took, {**about, **said})
         telemetry.emit("stage.run.stop", took, {**about, "success": success})
-        if is_last or error is not None:
+        if blocked:
+            said, success = {"error": "\n".join(blocked)}, False
+        # Of the epochs of a failed run each fails by itself; the run is over once.
+        stopped = f"launches/{kitchen.run_id}/stopped-{kitchen.name}"
+        if (is_last or said) and kitchen.launch.ports.blobs.put_if_absent(stopped, b""):
             stored = kitchen.launch.ports.blobs.get(key)
             began = float(stored.data) if stored else started
             took = {"duration_s": time.time() - began}
             about = {"workflow": workflow, **run}
-            if error is not None:
+            if said:
                 telemetry.emit("workflow.run.exception", took, {**about, **said})
             telemetry.emit("workflow.run.stop", took, {**about, "success": success})
 
     try:
-        yield
+        yield blocked
     except KitchenError as error:
         kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
         stop(error)

@@ -173,12 +173,13 @@ class NoopDatasets:
         self.size = size
 
     def open(self, reference: str, *, split: str = "train") -> RawDataset:
-        """See `DatasetStore.open`; every reference exists."""
+        """See `DatasetStore.open`; every reference exists, and has every split."""
+        name = reference if split == "train" else f"{reference}, {split}"
 
         def read() -> Iterator[RawRow]:
             for row_id in range(self.size):
                 value = {
-                    "prompt": f"Example {row_id} from dataset {reference}",
+                    "prompt": f"Example {row_id} from dataset {name}",
                     "completion": f"label {row_id % 2}",
                 }
                 yield RawRow(row_id, f"{reference}[{row_id}]", value)

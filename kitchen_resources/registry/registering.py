@@ -20,10 +20,13 @@ def register_model(launch: Launch) -> ModelVersion:
     """
     model, evaluated = launch.read("model"), launch.read("evaluation")
     where = f"recipe {launch.name}"
-    if model is None or evaluated is None:
-        missing = "model" if model is None else "evaluation"
+    missing = [stage for stage, noted in (("model", model), ("evaluation", evaluated)) if noted is None]
+    if missing:
+        with_it = " and ".join(f"{launch.name}/{stage}" for stage in missing)
         raise RegistryError(
-            f"this launch has no {missing}", where=where, fix=f"materialize {launch.name}/{missing} with it"
+            f"this launch has no {' and no '.join(missing)}",
+            where=where,
+            fix=f"materialize {with_it} with it, or run the job {launch.name}; what is in the store isn't made again",
         )
     final = final_from_json(evaluated)
     if final.fingerprint != model["fingerprint"]:
@@ -80,13 +83,16 @@ def _registration(launch: Launch, model: Any, final: FinalEvaluation, entry: Che
 
 
 def _cost(launch: Launch, fingerprint: str, step: int) -> dict[str, float]:
-    """What the training up to a step took, over all its epochs: steps, learned tokens, seconds in steps."""
+    """What the run's training up to a step took, over all its epochs: steps, learned tokens, seconds in steps.
+
+    Where a run continues another one, what that one took is not counted.
+    """
     store = launch.checkpoints
     entries = store.head(fingerprint).entries()
     ends = [entry for entry in entries if entry.step <= step and (entry.epoch_complete or entry.step == step)]
-    metrics = [store.manifest(entry).metrics for entry in ends]
+    manifests = [store.manifest(entry) for entry in ends]
     return {
-        "optimizer_steps": float(step),
-        "tokens": sum(m["tokens"] for m in metrics),
-        "seconds": sum(m["seconds"] for m in metrics),
+        "optimizer_steps": float(sum(manifest.steps_into_epoch for manifest in manifests)),
+        "tokens": sum(manifest.metrics["tokens"] for manifest in manifests),
+        "seconds": sum(manifest.metrics["seconds"] for manifest in manifests),
     }

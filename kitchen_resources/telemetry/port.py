@@ -88,9 +88,13 @@ class Telemetry(Protocol):
     """Where events are sent."""
 
     def emit(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-        """Send an event to every handler. Never raises for a handler's failure."""
+        """Send an event to every handler. Never raises for a handler's failure.
+
+        Raises:
+            KeyError: The event isn't in `EVENTS`: a mistake in the kitchen.
+        """
         ...
 
     def close(self) -> None:
-        """Close every handler."""
+        """Close every handler; may be called twice."""
         ...

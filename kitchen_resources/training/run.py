@@ -167,7 +167,7 @@ class TrainingRun:
         """Make what is missing, write down that the run is over, and choose the model."""
         steps = self.ensure(self.plan.epochs)
         head = self.head()
-        if head.end != self._end(head):
+        if head.end != self._end(head) or self._leftovers():
             with self._leased() as lease:
                 # Here too: a process that was killed may have published the last epoch and not come to it.
                 self._retain(lease)
@@ -287,10 +287,12 @@ class TrainingRun:
 
     def _remove_scratch(self) -> None:
         """Remove what attempts that were killed have left; whoever holds the lease is the only one at work."""
+        for folder in self._leftovers():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _leftovers(self) -> list[Path]:
         live = self._launch.ports.trainer.job
-        for folder in self._scratch.glob("*"):
-            if live is None or folder != live.scratch:
-                shutil.rmtree(folder, ignore_errors=True)
+        return [folder for folder in self._scratch.glob("*") if live is None or folder != live.scratch]
 
     def _parent(self, lease: Lease, job: TrainingJob) -> LocalCheckpoint | None:
         """Where to go on: what was just published here, else the newest sound checkpoint, else the start."""

@@ -17,6 +17,7 @@ from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.formulas.batches import batch_plan
 from kitchen_resources.formulas.schedules import learning_rate
+from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
 from kitchen_resources.training.base_models import simulated_base
@@ -333,8 +334,11 @@ def test_export_makes_a_new_folder_that_plain_transformers_loads(backend: Backen
 def test_closed_twice(backend: Backend) -> None:
     import torch
 
-    threads = torch.get_num_threads()
-    session = backend.bench.trainer.open(backend.bench.job())
-    session.close()
-    session.close()
-    assert torch.get_num_threads() == threads
+    with preserved_numerics():
+        # Another number than the job asks for.
+        torch.set_num_threads(backend.bench.job().resolution.threads + 1)
+        threads = torch.get_num_threads()
+        session = backend.bench.trainer.open(backend.bench.job())
+        session.close()
+        session.close()
+        assert torch.get_num_threads() == threads

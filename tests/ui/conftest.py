@@ -13,10 +13,15 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from tests.ui.dagster_dev import DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S, Screen
 
-CHROMIUM = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 TINY: dict[str, Any] = {
     "workflow": "supervised",
@@ -41,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
     "shown": {**TINY, "seed": 1},
-    "slow": {**TINY, "max_rows": 2000, "epochs": 3, "evaluations": [], "eval_every": 0, "checkpoint_steps": 20},
+    "slow": {**TINY, "max_rows": 1200, "epochs": 3, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10},
 }
 
 
@@ -65,9 +70,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def screen(
-    dev: DagsterDev, browser: Browser, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Screen]:
+def screen(dev: DagsterDev, browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
     """A new window. Pictures go to KITCHEN_SCREENSHOTS; the last one is of how the test ended."""
     folder = Path(os.environ.get("KITCHEN_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -144,7 +144,9 @@ def _environment(folder: Path, name: str) -> dict[str, str]:
     home = folder / name / "home"
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", home)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("KITCHEN_", "DAGSTER_", "PYTEST_"))
+    }
     ours = {"DAGSTER_HOME": home, "KITCHEN_STORE": folder / name / "store", "KITCHEN_RECIPES": folder / "recipes"}
     return {**kept, **{variable: str(path) for variable, path in ours.items()}}
 

@@ -101,7 +101,9 @@ class GraphqlDoor:
     def run(self, run_id: str) -> dict[str, Any]:
         """A run: status, jobName, parentRunId, runConfigYaml, tags by key, steps in the order of their start."""
         run: dict[str, Any] = self.ask(_RUN, id=run_id)["runOrError"]
-        started = sorted((step for step in run.pop("stepStats") if step["startTime"]), key=lambda step: step["startTime"])
+        started = sorted(
+            (step for step in run.pop("stepStats") if step["startTime"]), key=lambda step: step["startTime"]
+        )
         return {
             **run,
             "tags": {tag["key"]: tag["value"] for tag in run["tags"]},

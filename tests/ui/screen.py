@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.ui.dagster_dev import DagsterDev, wait_until
 
-RUN_S = 120
+RUN_S = 240
 GROUPS = ("datasets", "checkpoints", "training", "evaluation", "registry")
 
 
@@ -29,7 +29,7 @@ class Screen:
 
     def shoot(self, name: str) -> None:
         """Keep a picture of what is seen now."""
-        self.page.screenshot(path=self.folder / f"{name}.png")
+        self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
 
     def open(self, path: str) -> None:
         """Go to a page."""
@@ -45,6 +45,7 @@ class Screen:
         """Open a job's Launchpad, with the config that it offers."""
         self.open(f"locations/kitchen/jobs/{job}/playground")
         expect(self.page.get_by_text("No errors")).to_be_visible()
+        expect(self.button("Launch Run")).to_be_enabled()
 
     def type_config(self, text: str) -> None:
         """Replace what the Launchpad's editor holds."""
@@ -85,6 +86,12 @@ class Screen:
         """An asset as the lineage page draws it."""
         name = self.page.get_by_text(stage, exact=True)
         return self.page.locator("[class*=AssetNode_assetNodeContainer]").filter(has=name)
+
+    def expect_green(self, *stages: str) -> None:
+        """Wait until the lineage page draws these assets as made."""
+        for stage in stages:
+            box = self.asset_node(stage).locator("[class*=AssetNode_minimalAssetNodeBox]")
+            expect(box).to_have_attribute("style", re.compile("background-green"))
 
     def open_asset(self, recipe: str, stage: str, view: str = "overview") -> None:
         """Open a tab of an asset's page."""

@@ -30,6 +30,7 @@ def _made(screen: Screen, stage: str, run_id: str) -> Materialization:
 
 def test_the_lineage_page_draws_the_way_from_rows_to_production(screen: Screen, shown_run: str) -> None:
     screen.open_lineage("shown")
+    screen.expect_green(*(stage for stage in LINEAGE if stage != "production"))
     boxes = {stage: screen.asset_node(stage).bounding_box() for stage in LINEAGE}
     screen.shoot("lineage")
     left = {stage: box["x"] for stage, box in boxes.items() if box is not None}
@@ -109,7 +110,9 @@ def test_the_page_of_the_evaluation_compares_the_model_with_its_base(screen: Scr
     screen.shoot("evaluation-2-samples")
 
 
-def test_from_the_registered_version_one_walks_back_to_the_rows(screen: Screen, shown_run: str, tmp_path: Path) -> None:
+def test_from_the_registered_version_one_walks_back_to_the_rows(
+    screen: Screen, shown_run: str, tmp_path: Path
+) -> None:
     dev = screen.dev
     registered, evaluation, model, dataset, raw = (
         _made(screen, stage, shown_run) for stage in ("registered_model", "evaluation", "model", "dataset", "raw")

@@ -81,7 +81,7 @@ def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_proce
     version = dev.registry.get("tiny", dev.registry.alias("tiny", "production") or 0)
     assert (version.fingerprint, version.step) == (head.fingerprint, 18)
     screen.open_lineage("tiny")
-    expect(screen.asset_node("production")).to_be_visible()
+    screen.expect_green("raw", "dataset", "checkpoints", "model", "evaluation", "registered_model", "production")
     screen.shoot("materialize-3-lineage")
 
 

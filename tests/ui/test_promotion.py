@@ -24,6 +24,7 @@ def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_throug
     refused = screen.launch()
     assert screen.wait_for_run(refused) == "FAILURE"
     expect(screen.page.get_by_text(f"held_out/loss is {loss:.4g}, the bound is 0.001").first).to_be_visible()
+    expect(screen.page.get_by_text("Failure", exact=True).first).to_be_visible()
     screen.shoot("promotion-1-refused-run")
     run = dev.graphql.run(refused)
     assert run["tags"]["kitchen/kind"] == "promotion"

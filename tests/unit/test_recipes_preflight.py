@@ -13,6 +13,7 @@ from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.datasets.port import RawDataset
 from kitchen_resources.datasets.sources import NoopDatasets, SourceDatasets
 from kitchen_resources.errors import CapabilityError, ConfigError, DataError, DiskFull, KitchenError
+from kitchen_resources.evaluation import scorers
 from kitchen_resources.evaluation.local import LocalEvaluator
 from kitchen_resources.evaluation.scorers import register_scorer
 from kitchen_resources.formulas.scoring import Score
@@ -68,6 +69,12 @@ class SmallDisk(MemoryBlobs):
 
     def free_bytes(self) -> int:  # type: ignore[override]
         return self._free
+
+
+@pytest.fixture(autouse=True)
+def _no_other_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scorers that other tests have registered are not known here."""
+    monkeypatch.setattr(scorers, "_registered", {})
 
 
 @pytest.fixture

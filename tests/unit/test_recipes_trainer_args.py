@@ -292,7 +292,9 @@ def test_every_field_of_the_recipe_reaches_the_config() -> None:
     assert {name: getattr(made, name) for name in wanted} == wanted
 
 
-@pytest.mark.parametrize(("max_steps", "passed"), [(None, -1), (39, -1), (1000, -1), (38, 38), (20, 20), (13, -1), (12, 12)])
+@pytest.mark.parametrize(
+    ("max_steps", "passed"), [(None, -1), (39, -1), (1000, -1), (38, 38), (20, 20), (13, -1), (12, 12)]
+)
 def test_a_run_that_is_cut_short_says_so_and_no_other(max_steps: int | None, passed: int) -> None:
     made = built({"batch_size": 16, "max_steps": max_steps})
     assert (made.max_steps, made.num_train_epochs) == (passed, min(3, -(-(max_steps or 39) // 13)))

@@ -265,6 +265,19 @@ def test_what_killed_attempts_left_in_scratch_is_removed_before_training(engine:
     assert seen == [False] * 3
 
 
+def test_what_a_finished_run_left_in_scratch_when_it_was_killed_is_removed_by_the_next(engine: Engine) -> None:
+    engine.finish()
+    left = engine.blobs.scratch() / "runs" / engine.head().fingerprint / "killed"
+    left.mkdir(parents=True)
+    before = engine.head()
+    assert engine.finish().steps_done == 0
+    assert not left.exists()
+    assert replace(engine.head(), token=before.token) == before
+    assert engine.head().token == before.token + 1
+    engine.finish()
+    assert engine.head().token == before.token + 1
+
+
 def test_the_folder_of_another_run_is_never_a_parent(engine: Engine) -> None:
     """Two runs can have one state, and the session of the one is closed before the other trains."""
     live = LiveTrainer(NoopTrainer())

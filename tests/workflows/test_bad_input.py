@@ -243,7 +243,7 @@ def test_recipes_of_the_folder_are_recipes_of_the_location(
     ):
         kitchen.recipes()
     shutil.rmtree(folder)
-    with pytest.raises(ConfigError, match="KITCHEN_RECIPES: .* is not a folder"):
+    with pytest.raises(ConfigError, match=r"KITCHEN_RECIPES: .* is not a folder"):
         kitchen.recipes()
 
 
