@@ -1,6 +1,6 @@
 """All benchmarks that have bounds, one after the other: `make bench`. Exits 1 when a bound isn't kept.
 
-    python benchmarks/run.py
+    make bench      # or python benchmarks/run.py
 
 Nothing is written but to standard output. What it printed once, and on what machine: benchmarks/README.md.
 """
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -57,7 +58,9 @@ def run(scripts: Sequence[Path] = SCRIPTS, bounds_file: Path = BOUNDS) -> int:
 
 def machine() -> str:
     """What the numbers were measured on."""
-    return f"{date.today()}: {os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}; {load()}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("dagster", "torch", "trl"))
+    cores = f"{os.cpu_count()}-core {platform.machine()}, on the CPU"
+    return f"{date.today()}: {cores}; Python {platform.python_version()}, {versions}; {load()}"
 
 
 def load() -> str:

@@ -191,7 +191,13 @@ class CheckpointStore:
 
     def quarantine(self, lease: Lease, step: int, reason: str) -> None:
         """Take a damaged checkpoint out of use: it doesn't exist any more, and is made again."""
-        lease.update(lambda head: head.with_entry(step, payload="quarantined", reason=reason))
+
+        def change(head: Head) -> Head:
+            head = head.with_entry(step, payload="quarantined", reason=reason)
+            # Of one that was pruned and made again, the pruned one is no replacement.
+            return change(head) if head.at(step) is not None else head
+
+        lease.update(change)
 
     # Writing.
 

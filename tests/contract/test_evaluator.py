@@ -14,6 +14,8 @@ from kitchen_resources.evaluation.local import LocalEvaluator, NoopEvaluator
 from kitchen_resources.evaluation.port import EvaluationResult, EvaluationTask, Evaluator, result_from_json
 from tests.tiny_models import Row, evaluated, question, task, write_adapter, write_rows, write_tiny_model
 
+pytestmark = pytest.mark.heavy
+
 ADAPTERS: dict[str, Callable[[], Evaluator]] = {
     "local": LocalEvaluator,
     "noop": NoopEvaluator,

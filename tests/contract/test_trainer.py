@@ -5,7 +5,7 @@ A backend joins by a line in `BACKENDS`. What a backend doesn't claim in its cap
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,12 @@ class Backend:
         return shelf
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+def params(names: Iterable[str]) -> list[Any]:
+    """Backends as parameters; those that load libraries run after the fast tests."""
+    return [pytest.param(name, marks=() if name == "noop" else pytest.mark.heavy) for name in names]
+
+
+@pytest.fixture(scope="module", params=params(BACKENDS))
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     name: str = request.param
     return Backend(name, Bench(BACKENDS[name](), tmp_path_factory.mktemp(name) / "bench"))
@@ -63,7 +68,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def who(claims: Callable[[Capabilities], bool]) -> pytest.MarkDecorator:
     """Ask only the backends that claim something."""
     claiming = [name for name in BACKENDS if claims(BACKENDS[name]().capabilities())]
-    return pytest.mark.parametrize("backend", claiming, indirect=True)
+    return pytest.mark.parametrize("backend", params(claiming), indirect=True)
 
 
 def resumes_exactly(can: Capabilities) -> bool:

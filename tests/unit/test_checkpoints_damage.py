@@ -194,3 +194,17 @@ def test_what_was_damaged_can_be_made_again(
     assert again == entry
     assert store.checkout(RUN, again, tmp_path / "out").state_digest == entry.state_digest
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights 1"
+
+
+def test_what_was_pruned_before_is_no_replacement_for_what_was_made_again_and_damaged(
+    store: CheckpointStore, lease: Lease, tmp_path: Path
+) -> None:
+    publish(store, lease, tmp_path, 1)
+    store.prune(lease, set(), "by hand")
+    publish(store, lease, tmp_path, 1)
+    assert [entry.payload for entry in store.head(RUN).checkpoints] == ["pruned", "present"]
+    store.quarantine(lease, 1, "damaged")
+    assert [entry.payload for entry in store.head(RUN).checkpoints] == ["quarantined", "quarantined"]
+    assert store.head(RUN).entries() == []
+    with pytest.raises(CheckpointError, match="has no checkpoint at step 1"):
+        store.quarantine(lease, 1, "again")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from kitchen_resources.embedded.tokenizer import PAD_ID, TURN_END_ID
+from kitchen_resources.evaluation import scorers
 from kitchen_resources.evaluation.local import LocalEvaluator
 from kitchen_resources.evaluation.port import EvaluationTask, Question
-from kitchen_resources.evaluation.scorers import register_scorer
 from kitchen_resources.formulas.scoring import Score
 from tests.tiny_models import (
     evaluated,
@@ -24,6 +24,8 @@ from tests.tiny_models import (
     write_adapter,
     write_tiny_model,
 )
+
+pytestmark = pytest.mark.heavy
 
 given: list[tuple[str, str]] = []
 """What the scorer `remember` was given: prediction and expected answer."""
@@ -42,7 +44,9 @@ def remember(prediction: str, expected: str) -> Score:
     return Score(1.0, True)
 
 
-register_scorer("remember", remember)
+@pytest.fixture(autouse=True)
+def own_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "_registered", {"remember": remember})
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from tests.tiny_models import (
     write_tiny_model,
 )
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

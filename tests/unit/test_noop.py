@@ -113,6 +113,7 @@ def test_packs_are_rows_put_together(tmp_path: Path) -> None:
 
 def test_max_steps_ends_inside_an_epoch(tmp_path: Path) -> None:
     shelf = trained(job_of(tmp_path, FIVE, max_steps=5), tmp_path)
+    assert [step.global_step for step in shelf.steps] == [1, 2, 3, 4, 5]
     assert {step: draft.epoch_complete for step, draft in shelf.drafts.items()} == {3: True, 5: True}
     assert shelf.drafts[5].steps_into_epoch == 2
     assert [len(step) for step in shelf.drafts[5].row_ids] == [2, 2]

@@ -38,6 +38,12 @@ def disturb() -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def fail_disturbed() -> None:
+    with preserved_numerics():
+        disturb()
+        raise ZeroDivisionError
+
+
 def test_the_next_numbers_are_those_that_would_have_been() -> None:
     with preserved_numerics():
         for seed in (random.seed, numpy.random.seed, torch.manual_seed):
@@ -77,8 +83,7 @@ def test_also_after_a_failure() -> None:
         random.seed(3)
         expected = random.random()
         random.seed(3)
-        with pytest.raises(ZeroDivisionError), preserved_numerics():
-            disturb()
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            fail_disturbed()
         assert random.random() == expected
         assert settings() == before

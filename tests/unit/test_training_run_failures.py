@@ -278,6 +278,18 @@ def test_what_a_finished_run_left_in_scratch_when_it_was_killed_is_removed_by_th
     assert engine.head().token == before.token + 1
 
 
+def test_the_scratch_of_a_session_that_is_open_is_no_leftover(engine: Engine) -> None:
+    live = LiveTrainer(NoopTrainer())
+    engine.run(live=live).finish()
+    assert live.job is not None
+    assert live.job.scratch.is_dir()
+    token = engine.head().token
+    engine.run(live=live).finish()
+    assert live.job.scratch.is_dir()
+    assert engine.head().token == token
+    live.discard()
+
+
 def test_the_folder_of_another_run_is_never_a_parent(engine: Engine) -> None:
     """Two runs can have one state, and the session of the one is closed before the other trains."""
     live = LiveTrainer(NoopTrainer())
