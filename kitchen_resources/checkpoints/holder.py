@@ -59,8 +59,9 @@ def is_gone(holder: Holder) -> bool:
     if holder.host != _host():
         return False
     if holder.boot != _boot():
-        # The same host after a reboot: nothing of before lives. Another container on it: can't be known.
-        return holder.boot.split("/")[0] != _boot().split("/")[0]
+        # Another container on this host, a clone of this machine, or this one before a reboot: it can't be known, and
+        # the lease runs out by itself.
+        return False
     try:
         return _started(holder.pid) != holder.started or psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

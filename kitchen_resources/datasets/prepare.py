@@ -1,7 +1,6 @@
 """Preparing a data set: load, validate, split, render, pack; content-addressed, and the same for every backend."""
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
+from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.datasets.packing import pack
 from kitchen_resources.datasets.port import (
     DatasetStore,
@@ -135,12 +135,8 @@ def prepare(
     )
     found = content.blobs.get(f"prepared/{key}.json")
     if found is None:
-        scratch = content.blobs.scratch() / f"prepare-{uuid.uuid4().hex}"
-        scratch.mkdir(parents=True)
-        try:
+        with workplace(content.blobs.scratch(), "prepare") as scratch:
             prepared = _prepare(recipe, raw, renderer, content, key, scratch, conversational, rendering, simulated)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         content.blobs.put_if_absent(f"prepared/{key}.json", canonical_json(asdict(prepared)))
     else:
         prepared = prepared_from_json(json.loads(found.data))

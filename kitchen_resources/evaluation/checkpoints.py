@@ -1,12 +1,11 @@
 """Evaluating the checkpoints of a run, and its base, each once."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.lease import Lease
 from kitchen_resources.digests import canonical_json
@@ -64,13 +63,11 @@ class CheckpointEvaluations:
     ) -> None:
         """Evaluate a checkpoint of the run and record it with the checkpoint; quarantine it when it is damaged."""
         launch = self._launch
-        folder = launch.ports.blobs.scratch() / f"evaluated-{uuid.uuid4().hex}"
-        try:
+        with workplace(launch.ports.blobs.scratch(), "evaluate") as place:
+            folder = place / "checkpoint"
             if launch.checkpoints.checkout_if_sound(lease, entry, folder, on_damage) is None:
                 return
             result = launch.ports.evaluator.evaluate(self._model(folder, entry.state_digest, resolution), self.tasks)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         lease.check()
         launch.checkpoints.record_evaluation(lease, entry.step, self.key, result.as_json(), result.metrics())
         launch.ports.telemetry.emit(

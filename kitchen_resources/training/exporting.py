@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore, StoredFile
+from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.store import CheckpointStore
@@ -48,8 +49,7 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
     stored = launch.ports.blobs.get(key)
     if stored is not None:
         return files_from_json(json.loads(stored.data))
-    scratch = launch.ports.blobs.scratch() / f"export-{uuid.uuid4().hex}"
-    try:
+    with workplace(launch.ports.blobs.scratch(), "export") as scratch:
         checkpoint = _checkout(launch, job.fingerprint, entry, scratch / "checkpoint")
         session = launch.ports.trainer.session(job)
         target = scratch / "model"
@@ -57,8 +57,6 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
         if kind == "both":
             session.export(checkpoint, target / "adapter", merged=False)
         files = _store_folder(launch.content, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     model = ModelFiles(
         files=files, kind=kind, digest=digest_json({name: file.sha256 for name, file in files.items()})
     )
@@ -169,13 +167,10 @@ def export_stored_checkpoint(
         )
     from kitchen_resources.training.trl.export import export_model
 
-    folder = scratch / f"export-{uuid.uuid4().hex}"
-    try:
-        checkpoint = checkpoints.checkout(fingerprint, entry, folder)
+    with workplace(scratch, "export") as place:
+        checkpoint = checkpoints.checkout(fingerprint, entry, place / "checkpoint")
         serving = Serving(**{**manifest.serving, "stop_token_ids": tuple(manifest.serving["stop_token_ids"])})
         export_model(base, serving, checkpoint, target, merged=merged)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 

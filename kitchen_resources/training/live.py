@@ -2,6 +2,7 @@
 
 import shutil
 
+from kitchen_resources.blobs.workplace import Workplace, remove_abandoned
 from kitchen_resources.training.port import LocalCheckpoint, Session, Trainer, TrainingJob
 
 
@@ -19,11 +20,20 @@ class LiveTrainer:
         self.last_token = 0
         self._session: Session | None = None
         self._job: TrainingJob | None = None
+        self._workplace: Workplace | None = None
+
+    def occupy(self, job: TrainingJob) -> None:
+        """Make the job's scratch folder, which is this process's until `discard`; what dead ones left is removed."""
+        self.discard()
+        remove_abandoned(job.scratch.parents[2])
+        self._workplace = Workplace(job.scratch)
+        self._workplace.open()
 
     def session(self, job: TrainingJob) -> Session:
         """The session of a job, opened when the live one is of another."""
         if self._session is None or self._job is None or self._job.fingerprint != job.fingerprint:
-            self.discard()
+            if self._session is not None:
+                self.discard()
             self._session, self._job = self.adapter.open(job), job
         return self._session
 
@@ -38,11 +48,13 @@ class LiveTrainer:
 
     def discard(self) -> None:
         """Close the session and forget what it published: after a failure, a lost lease, or when all is done."""
-        session, job = self._session, self._job
-        self._session = self._job = self.last = None
+        session, job, workplace = self._session, self._job, self._workplace
+        self._session = self._job = self.last = self._workplace = None
         try:
             if session is not None:
                 session.close()
         finally:
+            if workplace is not None:
+                workplace.close()
             if job is not None:
                 shutil.rmtree(job.scratch, ignore_errors=True)

@@ -259,7 +259,7 @@ class TrainingRun:
         if trainer.job is not job:
             trainer.discard()
             self._remove_scratch()
-            job.scratch.mkdir(parents=True)
+            trainer.occupy(job)
         parent = self._parent(lease, job)
         epoch = self._next_epoch(parent)
         events = PublishingEvents(
@@ -292,7 +292,8 @@ class TrainingRun:
 
     def _leftovers(self) -> list[Path]:
         live = self._launch.ports.trainer.job
-        return [folder for folder in self._scratch.glob("*") if live is None or folder != live.scratch]
+        found = (path for path in self._scratch.glob("*") if path.is_dir())
+        return [folder for folder in found if live is None or folder != live.scratch]
 
     def _parent(self, lease: Lease, job: TrainingJob) -> LocalCheckpoint | None:
         """Where to go on: what was just published here, else the newest sound checkpoint, else the start."""

@@ -104,9 +104,10 @@ def test_of_another_container_of_this_boot_nothing_is_known() -> None:
     assert not is_gone(replace(here, boot=f"{boot}/pid:[1]", pid=2**22 + 1))
 
 
-def test_after_a_reboot_nothing_of_before_is_there() -> None:
+def test_of_another_boot_it_cannot_be_known_that_a_process_is_gone() -> None:
+    # A clone of this machine has its name and machine id too: taking over at once could take over a living holder.
     here = this_holder("")
-    assert is_gone(replace(here, boot=f"earlier/{here.boot.partition('/')[2]}"))
+    assert not is_gone(replace(here, boot=f"earlier/{here.boot.partition('/')[2]}"))
 
 
 def test_a_process_that_may_not_be_looked_at_is_not_gone(

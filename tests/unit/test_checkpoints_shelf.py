@@ -260,7 +260,7 @@ def test_a_checkpoint_is_written_from_its_record_alone(
     serving: Serving = call["serving"]
     assert list(serving.stop_token_ids) == manifest.serving["stop_token_ids"]
     assert isinstance(serving.stop_token_ids, tuple)
-    assert [path.name for path in trained.blobs.scratch().glob("export-*")] == []
+    assert [path.name for path in trained.blobs.scratch().glob("work/*")] == []
 
 
 def test_the_other_form_of_a_version_is_made_from_its_checkpoint(
@@ -297,4 +297,4 @@ def test_a_pruned_checkpoint_is_refused(trained: Engine, written: list[dict[str,
     with pytest.raises(CheckpointError, match=r"step 6: its payload was pruned \(pruned by hand, keep_last 1\)$"):
         export(f"{fingerprint_of(trained)[:12]}@6", tmp_path / "out", blobs=trained.blobs)
     assert written == []
-    assert list(trained.blobs.scratch().glob("export-*")) == []
+    assert list(trained.blobs.scratch().glob("work/*")) == []

@@ -84,7 +84,7 @@ def test_the_model_that_is_measured(pretence: Pretence) -> None:
     train(launch)
     ((model, tasks),) = evaluator.asked
     assert launch.base.folder is not None
-    assert model.folder.name.startswith("evaluated-")
+    assert model.folder.parent.name.startswith("evaluate-")
     assert not model.folder.exists()
     assert (model.adapter, model.tokenizer) == (None, launch.base.folder)
     assert (model.dtype, model.attention, model.device, model.threads) == ("float32", "sdpa", "cpu", 3)
