@@ -167,9 +167,11 @@ class TrainingRun:
         """Make what is missing, write down that the run is over, and choose the model."""
         steps = self.ensure(self.plan.epochs)
         head = self.head()
-        if head.end != self._end(head) or self._leftovers():
+        whole = {entry.step for entry in head.entries() if entry.payload == "present"}
+        if head.end != self._end(head) or self._leftovers() or whole - self._to_keep(head):
             with self._leased() as lease:
-                # Here too: a process that was killed may have published the last epoch and not come to it.
+                # Here too: a process that was killed may have published the last epoch and not come to it, and a
+                # finished run is launched again with other retention.
                 self._retain(lease)
                 self._remove_scratch()
                 lease.update(lambda current: replace(current, end=self._end(current)))
@@ -334,15 +336,19 @@ class TrainingRun:
             if self._is_due(entry) and entry.epoch <= epoch and entry.payload == "present":
                 self.evaluations.evaluate(lease, entry, self._resolution(lease.head), self._observer.say)
 
-    def _retain(self, lease: Lease) -> None:
-        keep = payload_to_keep(
-            lease.head.entries(),
-            self.evaluations.values(lease.head, self._recipe.select_metric),
+    def _to_keep(self, head: Head) -> set[int]:
+        """The steps whose payload the recipe keeps."""
+        return payload_to_keep(
+            head.entries(),
+            self.evaluations.values(head, self._recipe.select_metric),
             metric=self._recipe.select_metric,
             keep_last=self._recipe.keep_last,
             keep_best=max(self._recipe.keep_best, int(self._recipe.select == "best")),
             protected=self._launch.ports.registry.protected_manifests(),
         )
+
+    def _retain(self, lease: Lease) -> None:
+        keep = self._to_keep(lease.head)
         pruned = self._store.prune(
             lease, keep, f"keep_last {self._recipe.keep_last}, keep_best {self._recipe.keep_best}"
         )

@@ -148,6 +148,15 @@ def test_what_moves_no_weights_trains_nothing_again(engine: Engine, fields: dict
     assert len(engine.store.find("")) == 1
 
 
+def test_a_finished_run_launched_with_less_retention_gives_the_room_back(engine: Engine) -> None:
+    engine.finish(keep_last=3)
+    assert [entry.payload for entry in engine.head().entries()] == ["present"] * 3
+    again = engine.finish(keep_last=1)
+    assert again.steps_done == 0
+    assert [entry.payload for entry in engine.head().entries()] == ["pruned", "pruned", "present"]
+    assert len(payload_keys(engine)) == needed_files(engine) == 1
+
+
 def test_what_a_model_version_was_made_of_keeps_its_payload(engine: Engine) -> None:
     engine.run(keep_last=1).ensure(1)
     register(engine, engine.head(), 3)
