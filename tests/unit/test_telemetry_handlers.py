@@ -130,7 +130,7 @@ def test_console_span(clock: Clock, seconds_a_step: float, said: str) -> None:
 def test_console_shows_a_step_only_every_so_many_seconds(clock: Clock) -> None:
     stream = io.StringIO()
     handler = ConsoleHandler(stream, every_s=10.0)
-    shown = []
+    shown: list[int] = []
     for number in range(1, 31):
         clock.now += 1.0
         handler.handle(step(number))

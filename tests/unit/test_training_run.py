@@ -14,6 +14,7 @@ from tests.engine import (
     ROWS,
     Engine,
     epoch_ends,
+    needed_files,
     payload_keys,
     register,
     states,
