@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,12 @@ class DagsterDev:
         return _environment(self.folder, name)
 
     def processes(self) -> set[int]:
-        """All processes of the session: web server, daemon, code servers, run workers; orphans too."""
-        return {process.pid for process in processes_of(self.pid)}
+        """All processes of the session: web server, daemon, code servers, run workers; orphans too.
+
+        But for Python's resource tracker, which the code server starts with its first run and keeps.
+        """
+        found = processes_of(self.pid)
+        return {process.pid for process in found if "multiprocessing.resource_tracker" not in _command_line(process)}
 
 
 def processes_of(session: int) -> list[psutil.Process]:
@@ -99,6 +103,13 @@ def wait_until(holds: Callable[[], Any], timeout_s: float, what: str) -> Any:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.05)
     return answer
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
@@ -175,13 +186,10 @@ def _stop(process: subprocess.Popen[bytes]) -> list[str]:
     """Ctrl-C; returns the command lines of what lived on, which is killed."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    gone_in_time = [process.pid]
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        gone_in_time = []
-    _, outlived = psutil.wait_procs(processes_of(process.pid), timeout=_STOP_S if gone_in_time else 0)
-    left = [" ".join(survivor.cmdline())[:200] for survivor in outlived]
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+    _, outlived = psutil.wait_procs(processes_of(process.pid), timeout=_STOP_S)
+    left = [_command_line(survivor)[:200] for survivor in outlived]
     for survivor in outlived:
         survivor.kill()
     process.wait(_STOP_S)

@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow.parquet
 import pytest
 import yaml
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 import kitchen_assets as kitchen
 from kitchen_assets.kitchen import built_in
@@ -264,3 +265,27 @@ def test_a_tick_of_a_schedule_asks_for_the_recipes_own_job(
         "dagster/retry_strategy": "ALL_STEPS",
         "team": "models",
     }
+
+
+def test_the_config_that_the_launchpad_offers_is_the_recipe_as_it_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**RECIPE, "lora": {"rank": 4, "alpha": 64, "dropout": 0.1}, "promotion": {"metric": "held_out/loss"}}
+    _write_recipes(tmp_path / "recipes", monkeypatch, tiny=recipe)
+    job = built_in().definitions().resolve_job_def("tiny")
+    schema = job.get_config_schema_snapshot()
+    root = schema.get_config_snap(job.run_config_schema.config_type.key)
+    offered = yaml.safe_load(default_values_yaml_from_type_snap(schema, root))["resources"]["tiny"]["config"]
+    assert {name: offered[name] for name in ("max_rows", "batch_size", "learning_rate", "promotion")} == {
+        "max_rows": 220,
+        "batch_size": 16,
+        "learning_rate": 3.0e-3,
+        "promotion": {"metric": "held_out/loss", "better_than": "base"},
+    }
+    noop = bench.resources(trainer={"backend": {"noop": {}}})
+    plain = kitchen.run("tiny", resources=noop, instance=bench.instance)
+    scaffolded = kitchen.run("tiny", offered, noop, instance=bench.instance)
+    assert (plain.optimizer_steps, scaffolded.optimizer_steps) == (39, 0)
+    assert scaffolded.fingerprint == plain.fingerprint
+    manifest = bench.checkpoints.manifest(bench.checkpoints.head(plain.fingerprint).entries()[-1])
+    assert manifest.identity["recipe"]["lora"]["alpha"] == 64
