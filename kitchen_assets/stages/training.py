@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from kitchen_assets.composition import Loop, StageResult, described
+from kitchen_assets.composition import Loop, StageResult
 from kitchen_assets.context import StageContext
 from kitchen_assets.stages.checkpoints import CheckpointEvents
 from kitchen_assets.tables import loss_plot
@@ -100,8 +100,8 @@ model = Loop(
     turn=train_epoch,
     finish=finish_training,
     turn_name="epoch",
-    description=described(finish_training)
-    + "\n\nEach epoch is a step of its own; a run that was interrupted goes on from the last published checkpoint.",
+    description="The trained model: the epoch that the recipe selects, exported as a folder that transformers loads.\n\n"
+    "Each epoch is a step of its own; a run that was interrupted goes on from the last published checkpoint.",
     group="training",
     kinds=frozenset({"pytorch", "huggingface"}),
     # `checkpoints` is external, and Dagster orders nothing through it: training waits for the data itself.

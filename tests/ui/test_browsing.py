@@ -154,4 +154,5 @@ def test_from_the_registered_version_one_walks_back_to_the_rows(
         screen.open_asset("shown", stage)
         screen.page.get_by_role("link", name=f"shown / {path_back}").first.click()
         screen.page.wait_for_url(f"**/assets/shown/{path_back}*")
+    expect(screen.row("sources")).to_contain_text(raw.metadata["sources"]["train"]["digest"])
     screen.shoot("walked-back-to-raw")

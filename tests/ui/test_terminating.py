@@ -59,6 +59,7 @@ def test_a_terminated_run_leaves_nothing_and_another_goes_on_from_its_last_check
         screen.page.wait_for_url(lambda url: "/runs/" in url and run_id not in url)
         again = screen.run_id()
         assert screen.wait_for_run(again) == "SUCCESS"
+        expect(screen.page.get_by_text("Success", exact=True)).to_be_visible()
         screen.shoot("terminate-3-gone-on")
         assert undisturbed.wait(RUN_S) == 0
 
