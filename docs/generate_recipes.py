@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
+from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, RowLimits
 from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
 from kitchen_resources.recipes.recipe import SupervisedRecipe
 from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
@@ -29,7 +29,6 @@ _BLOCKS: dict[type[BaseModel], str] = {
     LoraConfig: "lora",
     EvaluationConfig: "evaluations[]",
     RowLimits: "row_limits",
-    PromotionRule: "promotion",
 }
 
 

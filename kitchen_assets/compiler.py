@@ -127,10 +127,13 @@ class RecipeAssets:
             required_resource_keys=self._keys,
             metadata=self._code_references(step.execute),
             check_specs=[dg.AssetCheckSpec(name, asset=key, blocking=True) for name in step.checks],
+            output_required=not step.optional,
         )
         def compiled(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads a return annotation
             result = self._run(context, step.name, step.execute)
-            return dg.MaterializeResult(
+            if result is None:
+                return
+            yield dg.MaterializeResult(
                 asset_key=key,
                 metadata=dict(result.metadata),
                 data_version=dg.DataVersion(result.data_version),
@@ -231,14 +234,8 @@ class RecipeAssets:
         )
 
     def _promotes(self, context: Any) -> bool:
-        """Whether a run is to move `production`.
-
-        Materialize runs the checks of what it makes, and with `registered_model` the gate: a training is judged there
-        by the way, and doesn't fail by it.
-        """
-        selected = context.run.asset_selection or ()
-        promoted = {self.key(step.name) for step in self.workflow.promotion if isinstance(step, Stage)}
-        return context.run.job_name == f"{self.name}_promote" or not promoted.isdisjoint(selected)
+        """Whether a run is to move `production`; a training that is judged by the way doesn't fail by the gate."""
+        return bool(context.run.job_name == f"{self.name}_promote")
 
     def _last_stage(self, context: Any) -> str:
         """The stage with which this run is over: the last of those that it makes."""
@@ -246,7 +243,7 @@ class RecipeAssets:
         selected = context.run.asset_selection
         training = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
         promoted = [step.name for step in self.workflow.promotion if isinstance(step, Stage)]
-        made = promoted if context.run.job_name == f"{self.name}_promote" else training
+        made = promoted if self._promotes(context) else training
         if selected:
             made = [name for name in (*training, *promoted) if self.key(name) in selected]
         return made[-1] if made else ""

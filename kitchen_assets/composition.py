@@ -67,16 +67,18 @@ class Stage:
         code_version: Raised by hand when the same inputs would give another result.
         checks: Names of its blocking checks.
         after: Names of the assets it needs; None for the stage before it in the list.
+        optional: Whether it may return None, and leave the asset as it is.
     """
 
     name: str
-    execute: Callable[[StageContext], StageResult]
+    execute: Callable[[StageContext], StageResult | None]
     description: str
     group: str
     kinds: frozenset[str] = frozenset()
     code_version: str = "1"
     checks: tuple[str, ...] = ()
     after: tuple[str, ...] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,11 @@ def stage(
     code_version: str = "1",
     checks: Sequence[str] = (),
     after: Sequence[str] | None = None,
-) -> Callable[[Callable[[StageContext], StageResult]], Stage]:
+    optional: bool = False,
+) -> Callable[[Callable[[StageContext], StageResult | None]], Stage]:
     """Make a stage of a function; its name and docstring are the asset's."""
 
-    def make(function: Callable[[StageContext], StageResult]) -> Stage:
+    def make(function: Callable[[StageContext], StageResult | None]) -> Stage:
         return Stage(
             name=function.__name__,
             execute=function,
@@ -189,6 +192,7 @@ def stage(
             code_version=code_version,
             checks=tuple(checks),
             after=None if after is None else tuple(after),
+            optional=optional,
         )
 
     return make

@@ -19,6 +19,7 @@ class StageContext:
         recipe: What to train.
         name: Name of the recipe.
         run_id: This Dagster run.
+        job_name: The job that it runs; `__ASSET_JOB` for Materialize.
     """
 
     def __init__(self, context: Any, launch: Launch, partitions: str = "") -> None:
@@ -26,6 +27,7 @@ class StageContext:
         self.recipe = launch.recipe
         self.name = launch.name
         self.run_id = launch.run_id
+        self.job_name = str(context.run.job_name)
         self._context = context
         self._partitions = partitions
 

@@ -27,7 +27,7 @@ def evaluation(kitchen: StageContext) -> StageResult:
             "fingerprint": final.fingerprint,
             "results": dg.MetadataValue.md(results_table(final)),
             "samples": dg.MetadataValue.md(markdown_table(final.samples())),
-            "note": final.trained.note,
+            **({"note": final.trained.note} if final.trained.note else {}),
             **{name: measure.value for name, measure in final.trained.measures.items()},
         },
     )

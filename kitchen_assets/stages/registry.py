@@ -55,9 +55,16 @@ promotion_gate = Gate(
 )
 
 
-@stage(group="registry", kinds=("huggingface",), after=("registered_model",))
-def production(kitchen: StageContext) -> StageResult:
-    """The version in production: the alias is moved here, behind `promotion_gate`, and nowhere else."""
+@stage(group="registry", kinds=("huggingface",), after=("registered_model",), optional=True)
+def production(kitchen: StageContext) -> StageResult | None:
+    """The version in production. Only the job `<recipe>_promote` moves it, behind `promotion_gate`.
+
+    Materialize leaves it alone: training anew is one decision, and going to production another.
+    """
+    job = f"{kitchen.name}_promote"
+    if kitchen.job_name != job:
+        kitchen.warn(f"production is left alone: only the job {job} moves it")
+        return None
     registry = kitchen.launch.ports.registry
     candidate = _candidate(kitchen)
     before = registry.alias(kitchen.name, PRODUCTION)
@@ -85,5 +92,4 @@ def _verdict(kitchen: StageContext) -> Verdict:
     registry = kitchen.launch.ports.registry
     number = registry.alias(kitchen.name, PRODUCTION)
     in_production = registry.get(kitchen.name, number) if number is not None else None
-    rule = kitchen.recipe.promotion
-    return judge(rule, rule.metric or kitchen.recipe.select_metric, _candidate(kitchen), in_production)
+    return judge(kitchen.recipe.definition.promotion, _candidate(kitchen), in_production)

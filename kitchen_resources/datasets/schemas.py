@@ -21,12 +21,18 @@ def invalid_rows(examples: Sequence[Example]) -> dict[int, str]:
     return problems
 
 
+_TYPES = {"content": "text or null", "tool_calls": "list or null", "weight": "number or null"}
+_OF_CONTENT = "has_content"
+
+
 def column_schema(shape: str) -> list[tuple[str, str, list[str]]]:
-    """Name, type and constraints of a shape's columns, for people to see."""
-    schema = _schema(shape)
-    return [
-        (name, str(column.dtype), [check.error for check in column.checks]) for name, column in schema.columns.items()
-    ]
+    """Name, type and what is refused of a shape's columns, for people to see."""
+    errors = {name: [check.error for check in column.checks] for name, column in _schema(shape).columns.items()}
+    # Not a column of anybody's rows, but what the schema asks of content and tool calls together.
+    together = errors.pop(_OF_CONTENT, [])
+    if together:
+        errors["content"] += together
+    return [(name, _TYPES.get(name, "text"), said) for name, said in errors.items()]
 
 
 def _frame(shape: str, examples: Sequence[Example]) -> Any:
@@ -76,7 +82,7 @@ def _schema(shape: str) -> Any:
                     lambda calls: calls.map(_are_calls_or_absent),
                     "its tool_calls must be a list of calls, each with a name",
                 ),
-                "has_content": column(lambda flags: flags.astype(bool), "it has neither content nor tool calls"),
+                _OF_CONTENT: column(lambda flags: flags.astype(bool), "it has neither content nor tool calls"),
                 "weight": column(lambda weights: weights.map(_is_weight), "its weight must be a number from 0 to 1"),
             }
         )

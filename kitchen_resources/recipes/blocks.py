@@ -81,11 +81,12 @@ class RowLimits(Block):
 
 
 class PromotionRule(Block):
-    """When `<recipe>_promote` may move the `production` alias to a version."""
+    """When `<recipe>_promote` may move the `production` alias to a version.
 
-    metric: str = recipe_field(
-        "", "Metric that decides, such as held_out/exact_match; empty for `select_metric`.", moves="nothing"
-    )
+    Part of a recipe's definition and not of its launch config: whoever may launch may not lower the bar.
+    """
+
+    metric: str = recipe_field("held_out/loss", "Metric that decides: <evaluation>/<metric>.", moves="nothing")
     minimum: Optional[float] = recipe_field(
         None, "Refuse a version whose metric is worse than this.", moves="nothing"
     )

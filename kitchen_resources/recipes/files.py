@@ -9,14 +9,16 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from pydantic import ValidationError
 
 from kitchen_resources.errors import ConfigError
-from kitchen_resources.recipes.binding import bind, unknown_field
+from kitchen_resources.recipes.binding import bind, type_error, unknown_field
+from kitchen_resources.recipes.blocks import PromotionRule
 from kitchen_resources.recipes.fields import facts_of
 from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
 
-DEFINITION_KEYS = ("name", "workflow", "description", "schedule", "base_from", "owners", "tags")
+DEFINITION_KEYS = ("name", "workflow", "description", "schedule", "promotion", "base_from", "owners", "tags")
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
 
 
@@ -90,6 +92,7 @@ def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
         name=name,
         description=_text(values, "description", where),
         schedule=_timetable(values.get("schedule"), where),
+        promotion=_promotion(values.get("promotion"), where),
         base_from=_text(values, "base_from", where),
         owners=_owners(values, where),
         tags=_tags(values, where),
@@ -132,6 +135,23 @@ def _timetable(value: Any, where: Any) -> Timetable | None:
             fix=example,
         ) from error
     return timetable
+
+
+def _promotion(value: Any, where: Any) -> PromotionRule:
+    if value is None:
+        return PromotionRule()
+    example = "promotion: {metric: held_out/loss, better_than: base}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{value!r} is not a rule", where=where("promotion"), fix=example)
+    for name in value:
+        if name not in PromotionRule.model_fields:
+            raise ConfigError(
+                unknown_field(str(name), PromotionRule.model_fields), where=where(f"promotion.{name}"), fix=example
+            )
+    try:
+        return PromotionRule(**value)
+    except ValidationError as error:
+        raise type_error(error, lambda inner: where(f"promotion.{inner}")) from error
 
 
 def _text(values: Mapping[str, Any], key: str, where: Any) -> str:

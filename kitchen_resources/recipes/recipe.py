@@ -33,6 +33,7 @@ class RecipeDefinition:
         name: Resource key, job name and asset prefix; matches `[a-z][a-z0-9_]*`.
         description: What the recipe is for; markdown.
         schedule: When to launch it, or None.
+        promotion: When its model may go to production.
         base_from: Recipe whose registered model is the base of this one, or "".
         owners: Dagster owners, `team:x` or a mail address.
         tags: Dagster tags of the job.
@@ -42,6 +43,7 @@ class RecipeDefinition:
     name: str = ""
     description: str = ""
     schedule: Timetable | None = None
+    promotion: PromotionRule = field(default_factory=PromotionRule)
     base_from: str = ""
     owners: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -211,9 +213,6 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         "Stop after this many evaluations without a better `select_metric`; null for never.",
         moves="nothing",
         minimum=1,
-    )
-    promotion: PromotionRule = recipe_field(
-        PromotionRule(), "When the promotion job may move `production`.", moves="nothing"
     )
     export: Literal["merged", "adapter", "both"] = recipe_field(
         "merged",

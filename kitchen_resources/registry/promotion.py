@@ -18,17 +18,17 @@ class Verdict:
     numbers: Mapping[str, Any]
 
 
-def judge(rule: PromotionRule, metric: str, version: ModelVersion, in_production: ModelVersion | None) -> Verdict:
+def judge(rule: PromotionRule, version: ModelVersion, in_production: ModelVersion | None) -> Verdict:
     """Apply the rule to a version.
 
     Args:
         rule: From the recipe.
-        metric: The metric that decides.
         version: The version to promote.
         in_production: What is in production, or None.
     """
     if version.simulated:
         return Verdict(False, "the version is simulated", {"version": version.version})
+    metric = rule.metric
     found = version.metrics.get(metric)
     numbers: dict[str, Any] = {"metric": metric, "version": version.version, "measured": found}
     if found is None:

@@ -1,13 +1,19 @@
 """Promotion from the UI: refused with its numbers, without a mark on the training run; then through the gate."""
 
+from typing import Any
+
 import pytest
+import yaml
 from playwright.sync_api import expect
 
+from tests.ui.conftest import RECIPES
+from tests.ui.dagster_dev import DagsterDev, wait_until
 from tests.ui.screen import Screen
+from tests.ui.test_reloading import RELOAD
 
 pytestmark = pytest.mark.heavy
 
-IMPOSSIBLE = "resources:\n  shown:\n    config:\n      promotion: {metric: held_out/loss, minimum: 0.001}\n"
+IMPOSSIBLE = {"metric": "held_out/loss", "minimum": 0.001}
 
 
 def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_through(
@@ -19,8 +25,12 @@ def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_throug
     base = version.base_metrics["held_out/loss"]["value"]
     assert dev.registry.alias("shown", "production") is None
 
+    _change_rule(dev, IMPOSSIBLE)
     screen.open_launchpad("shown_promote")
-    screen.type_config(IMPOSSIBLE)
+    # A launch can't lower the bar: the rule is no field of its config.
+    screen.type_config("resources: {shown: {config: {promotion: {metric: held_out/loss}}}}\n")
+    expect(screen.page.get_by_text('unexpected config entry "promotion"').first).to_be_visible()
+    screen.type_config("resources: {}\n")
     refused = screen.launch()
     assert screen.wait_for_run(refused) == "FAILURE"
     expect(screen.page.get_by_text(f"held_out/loss is {loss:.4g}, the bound is 0.001").first).to_be_visible()
@@ -40,7 +50,7 @@ def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_throug
     expect(screen.page.get_by_text('"bound": 0.001')).to_be_visible()
     screen.shoot("promotion-3-numbers")
 
-    # The Launchpad remembers what was typed last.
+    _change_rule(dev, {"metric": "held_out/loss"})
     screen.open_launchpad("shown_promote")
     screen.type_config("resources: {}\n")
     promoted = screen.launch()
@@ -52,3 +62,10 @@ def test_the_gate_refuses_with_its_numbers_and_then_lets_the_better_model_throug
     screen.shoot("promotion-4-production")
     (made,) = [found for found in dev.graphql.materializations("shown", "production") if found.run_id == promoted]
     assert (made.metadata["version"], made.metadata["reason"]) == (version.version, said)
+
+
+def _change_rule(dev: DagsterDev, rule: dict[str, Any]) -> None:
+    """Change the rule where it can be changed: in the recipe's file, with a reload of the location."""
+    (dev.folder / "recipes" / "shown.yaml").write_text(yaml.safe_dump({**RECIPES["shown"], "promotion": rule}))
+    dev.graphql.ask(RELOAD)
+    wait_until(dev.graphql.is_loaded, 60, "the location")

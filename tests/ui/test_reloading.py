@@ -10,7 +10,7 @@ from tests.ui.screen import Screen
 
 pytestmark = pytest.mark.heavy
 
-_RELOAD = """
+RELOAD = """
 mutation { reloadRepositoryLocation(repositoryLocationName: "kitchen") { ... on WorkspaceLocationEntry { loadStatus } } }
 """
 
@@ -36,5 +36,5 @@ def test_a_dropped_recipe_is_there_after_a_reload_and_a_broken_one_says_where(sc
         screen.shoot("reload-3-job")
     finally:
         file.unlink()
-        dev.graphql.ask(_RELOAD)
+        dev.graphql.ask(RELOAD)
         wait_until(dev.graphql.is_loaded, 60, "the location")

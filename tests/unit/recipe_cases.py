@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, PromotionRule, RowLimits
+from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, RowLimits
 from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
 
@@ -18,7 +18,6 @@ NAMED: dict[str, Any] = {"model": "path/to/model", "dataset": "rows.jsonl"}
 BLOCKS: dict[str, type[BaseModel]] = {
     "lora": LoraConfig,
     "row_limits": RowLimits,
-    "promotion": PromotionRule,
     "evaluations.0": EvaluationConfig,
 }
 """Where the recipe holds blocks, and of which class."""
@@ -87,10 +86,6 @@ OTHER: dict[str, Any] = {
     "select": "best",
     "select_metric": "held_out/perplexity",
     "early_stop_patience": 2,
-    "promotion": {"minimum": 0.5},
-    "promotion.metric": "held_out/perplexity",
-    "promotion.minimum": 0.9,
-    "promotion.better_than": "production",
     "export": "adapter",
     "continue_from": "0123abcd",
     "carry": "weights",

@@ -170,14 +170,13 @@ def test_shapes_may_be_mixed_in_one_chunk() -> None:
 
 def test_schemas_as_people_see_them() -> None:
     assert column_schema("messages") == [
-        ("role", "object", [ROLE]),
-        ("content", "object", ["its content must be text"]),
-        ("tool_calls", "object", ["its tool_calls must be a list of calls, each with a name"]),
-        ("has_content", "object", ["it has neither content nor tool calls"]),
-        ("weight", "object", ["its weight must be a number from 0 to 1"]),
+        ("role", "text", [ROLE]),
+        ("content", "text or null", ["its content must be text", "it has neither content nor tool calls"]),
+        ("tool_calls", "list or null", ["its tool_calls must be a list of calls, each with a name"]),
+        ("weight", "number or null", ["its weight must be a number from 0 to 1"]),
     ]
     assert column_schema("prompt_completion") == [
-        ("prompt", "object", []),
-        ("completion", "object", ["its completion is empty"]),
+        ("prompt", "text", []),
+        ("completion", "text", ["its completion is empty"]),
     ]
-    assert column_schema("text") == [("text", "object", ["its text is empty"])]
+    assert column_schema("text") == [("text", "text", ["its text is empty"])]

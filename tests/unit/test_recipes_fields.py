@@ -12,7 +12,7 @@ from kitchen_resources.recipes.fields import FieldFacts, facts_of, recipe_field
 from kitchen_resources.recipes.recipe import SupervisedRecipe
 from kitchen_resources.recipes.rules import check_values
 
-UNBOUNDED = {"promotion.minimum"}
+UNBOUNDED: set[str] = set()
 """Numeric fields that may be any finite number: a metric's value."""
 
 

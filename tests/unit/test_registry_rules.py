@@ -90,11 +90,11 @@ def test_against_the_base(
     passed: bool,
     reason: str,
 ) -> None:
-    verdict = judge(PromotionRule(**rule), metric, version(2, metrics, base), None)
+    verdict = judge(PromotionRule(metric=metric, **rule), version(2, metrics, base), None)
     assert (verdict.passed, verdict.reason) == (passed, reason)
     # What is in production plays no part in it.
     production = version(1, {MATCH: 1.0, LOSS: 0.0})
-    assert judge(PromotionRule(**rule), metric, version(2, metrics, base), production) == verdict
+    assert judge(PromotionRule(metric=metric, **rule), version(2, metrics, base), production) == verdict
 
 
 @pytest.mark.parametrize(
@@ -111,29 +111,33 @@ def test_against_the_base(
 def test_against_production(
     metrics: dict[str, float], number: int, in_production: dict[str, float] | None, passed: bool, reason: str
 ) -> None:
-    rule = PromotionRule(better_than="production")
+    rule = PromotionRule(metric=MATCH, better_than="production")
     production = None if in_production is None else version(2, in_production)
     # What the base reached plays no part in it.
-    verdict = judge(rule, MATCH, version(number, metrics, {MATCH: 1.0}), production)
+    verdict = judge(rule, version(number, metrics, {MATCH: 1.0}), production)
     assert (verdict.passed, verdict.reason) == (passed, reason)
 
 
 def test_the_numbers_of_a_verdict_are_on_record() -> None:
     candidate = version(7, {MATCH: 0.9}, {MATCH: 0.1})
-    assert judge(PromotionRule(minimum=0.8), MATCH, candidate, None).numbers == {
+    assert judge(PromotionRule(metric=MATCH, minimum=0.8), candidate, None).numbers == {
         "metric": MATCH,
         "version": 7,
         "measured": measured(0.9),
         "bound": 0.8,
         "the base": measured(0.1),
     }
-    assert judge(PromotionRule(), LOSS, candidate, None).numbers == {"metric": LOSS, "version": 7, "measured": None}
+    assert judge(PromotionRule(metric=LOSS), candidate, None).numbers == {
+        "metric": LOSS,
+        "version": 7,
+        "measured": None,
+    }
 
 
 @pytest.mark.parametrize("better_than", ["base", "production", "nothing"])
 def test_a_simulated_version_is_never_promoted(better_than: Any) -> None:
     simulated = version(1, {MATCH: 1.0}, {MATCH: 0.0}, simulated=True)
-    verdict = judge(PromotionRule(better_than=better_than), MATCH, simulated, None)
+    verdict = judge(PromotionRule(metric=MATCH, better_than=better_than), simulated, None)
     assert verdict == Verdict(False, "the version is simulated", {"version": 1})
 
 

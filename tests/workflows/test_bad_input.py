@@ -1,12 +1,12 @@
 """Bad input: refused with what, where and the fix, before any training; nothing half-written, no lease held."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import CapabilityError, ConfigError, DataError, DiskFull, KitchenError
@@ -248,34 +248,79 @@ def test_recipes_of_the_folder_are_recipes_of_the_location(
 
 
 @pytest.mark.heavy
-def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(bench: Bench) -> None:
+def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dagster as dg
 
+    import kitchen_assets as kitchen
     from kitchen_assets.kitchen import built_in
     from kitchen_resources.registry.store import StoreRegistry
 
-    def promote(rule: dict[str, Any]) -> Any:
-        job = built_in().definitions().resolve_job_def("supervised_promote")
-        ports = {key: {"config": value} for key, value in bench.resources().items()}
-        config = {"resources": {**ports, "supervised": {"config": {"promotion": rule}}}}
-        return job.execute_in_process(run_config=config, instance=bench.instance, raise_on_error=False)
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setenv("KITCHEN_RECIPES", str(folder))
+    recipe = {
+        "workflow": "supervised",
+        "model": "embedded:tiny",
+        "dataset": "embedded:dates",
+        **SMALL,
+        "max_length": 64,
+    }
 
-    assert not promote({}).success
-    result = bench.run({"evaluations": [{"max_tokens": 4, "samples": 4}], "eval_every": 0})
+    def judged_by(rule: dict[str, Any]) -> None:
+        (folder / "dates.yaml").write_text(yaml.safe_dump({**recipe, "promotion": rule}))
+
+    def promote(**config: Any) -> Any:
+        job = built_in().definitions().resolve_job_def("dates_promote")
+        resources = {key: {"config": value} for key, value in bench.resources().items()}
+        return job.execute_in_process(
+            run_config={"resources": {**resources, **config}}, instance=bench.instance, raise_on_error=False
+        )
+
+    judged_by({"metric": "held_out/loss", "minimum": 0.001})
+    assert not promote().success
+    result = kitchen.run("dates", {"epochs": 1}, bench.resources(), instance=bench.instance)
     registry = StoreRegistry(bench.blobs)
-    assert registry.alias("supervised", "candidate") == result.registered_version == 1
+    assert registry.alias("dates", "candidate") == result.registered_version == 1
 
-    refused = promote({"metric": "held_out/loss", "minimum": 0.001})
+    refused = promote()
     assert not refused.success
     (evaluation,) = [
-        e.asset_check_evaluation_data for e in refused.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"
+        event.asset_check_evaluation_data
+        for event in refused.all_events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
     ]
     assert not evaluation.passed
     assert evaluation.description.startswith("held_out/loss is ")
     assert evaluation.description.endswith("the bound is 0.001")
-    assert json.loads(json.dumps(evaluation.metadata["numbers"].value))["bound"] == 0.001
-    assert registry.alias("supervised", "production") is None
-    assert bench.instance.get_run_by_id(result.run_id).status == dg.DagsterRunStatus.SUCCESS  # type: ignore[union-attr]
+    assert evaluation.metadata["numbers"].value["bound"] == 0.001
+    assert registry.alias("dates", "production") is None
+    run = bench.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    # Whoever can launch can't lower the bar: the rule is part of the recipe's definition.
+    with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "promotion"'):
+        promote(dates={"config": {"promotion": {"metric": "held_out/loss"}}})
 
-    assert promote({"metric": "held_out/loss"}).success
-    assert registry.alias("supervised", "production") == 1
+    judged_by({"metric": "held_out/loss"})
+    assert promote().success
+    assert registry.alias("dates", "production") == 1
+
+
+@pytest.mark.heavy
+def test_materializing_production_leaves_it_alone(bench: Bench) -> None:
+    from dagster import AssetKey
+
+    from kitchen_assets.kitchen import built_in
+    from kitchen_resources.registry.store import StoreRegistry
+
+    result = bench.run({"epochs": 1})
+    job = built_in().definitions().resolve_implicit_global_asset_job_def()
+    resources = {key: {"config": value} for key, value in bench.resources().items()}
+    key = AssetKey(["supervised", "production"])
+    done = job.execute_in_process(run_config={"resources": resources}, instance=bench.instance, asset_selection=[key])
+    assert done.success
+    assert done.asset_materializations_for_node("supervised__production") == []
+    assert StoreRegistry(bench.blobs).alias("supervised", "production") is None
+    assert StoreRegistry(bench.blobs).alias("supervised", "candidate") == result.registered_version

@@ -270,17 +270,17 @@ def test_a_tick_of_a_schedule_asks_for_the_recipes_own_job(
 def test_the_config_that_the_launchpad_offers_is_the_recipe_as_it_is(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = {**RECIPE, "lora": {"rank": 4, "alpha": 64, "dropout": 0.1}, "promotion": {"metric": "held_out/loss"}}
+    recipe = {**RECIPE, "lora": {"rank": 4, "alpha": 64, "dropout": 0.1}}
     _write_recipes(tmp_path / "recipes", monkeypatch, tiny=recipe)
     job = built_in().definitions().resolve_job_def("tiny")
     schema = job.get_config_schema_snapshot()
     root = schema.get_config_snap(job.run_config_schema.config_type.key)
     offered = yaml.safe_load(default_values_yaml_from_type_snap(schema, root))["resources"]["tiny"]["config"]
-    assert {name: offered[name] for name in ("max_rows", "batch_size", "learning_rate", "promotion")} == {
+    assert {name: offered[name] for name in ("max_rows", "batch_size", "learning_rate", "lora")} == {
         "max_rows": 220,
         "batch_size": 16,
         "learning_rate": 3.0e-3,
-        "promotion": {"metric": "held_out/loss", "better_than": "base"},
+        "lora": {"rank": 4, "alpha": 64, "dropout": 0.1, "target_modules": ["all-linear"], "rslora": False},
     }
     noop = bench.resources(trainer={"backend": {"noop": {}}})
     plain = kitchen.run("tiny", resources=noop, instance=bench.instance)

@@ -243,7 +243,7 @@ def test_too_little_disk_is_refused_before_the_epoch_with_both_numbers(
 def test_bad_trainer_args_are_refused_by_name(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="SFTConfig has no such field\n    write: neftune_noise_alpha: 5"):
         bench.run({"trainer_args": {"neftune_noise_alfa": 5}})
-    with pytest.raises(ConfigError, match="trainer_args.learning_rate: is said by another field of the recipe"):
+    with pytest.raises(ConfigError, match=r"trainer_args\.learning_rate: is said by another field of the recipe"):
         bench.run({"trainer_args": {"learning_rate": 1}})
     with pytest.raises(ConfigError, match="the kitchen owns the order of rows"):
         bench.run({"trainer_args": {"dataloader_drop_last": True}})
