@@ -13,7 +13,7 @@ KILLS ?= 100
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types formulas unit contract workflows faults extras browser docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types formulas unit contract workflows faults full extras browser docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types formulas unit contract workflows faults ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types formulas unit contract workflows faults extras browser docs ## make test, and the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types formulas unit contract workflows faults full extras browser docs ## make test, and the long twins, the extras, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -60,10 +60,13 @@ contract: $(SETUP) ## one suite a port, over every adapter
 	$(PYTEST) --junitxml=$(RESULTS)/contract.xml -n 2 tests/contract
 
 workflows: $(SETUP) ## whole runs through Dagster on the embedded model, values asserted
-	$(PYTEST) --junitxml=$(RESULTS)/workflows.xml -n 2 tests/workflows
+	$(PYTEST) --junitxml=$(RESULTS)/workflows.xml -n 2 -m "not full" tests/workflows
 
 faults: $(SETUP) ## real SIGKILLs of real processes
-	$(PYTEST) --junitxml=$(RESULTS)/faults.xml tests/faults
+	$(PYTEST) --junitxml=$(RESULTS)/faults.xml -m "not full" tests/faults
+
+full: $(SETUP) ## the long twins of what make test runs
+	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults
 
 extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
 	PYTHONPATH=$(VENV)/extras $(PYTEST) --junitxml=$(RESULTS)/extras.xml tests/extras

@@ -27,17 +27,22 @@ def weights_digest(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-def train_plainly(
-    folder: Path, *, model: str, parquet: Path, sft: dict[str, Any], lora: dict[str, Any] | None = None
-) -> str:
-    """Train by the plain script in a process of its own; returns the digest of the weights."""
-    arguments = folder / "plain.json"
-    output = folder / "plain"
-    arguments.write_text(
-        json.dumps(
-            {"model": model, "parquet": str(parquet), "output": str(output), "sft": sft, "lora": lora, "threads": 1}
-        )
-    )
-    done = subprocess.run([sys.executable, str(SCRIPT), str(arguments)], capture_output=True, text=True, check=False)
+def train_plainly(folder: Path, *runs: dict[str, Any]) -> list[str]:
+    """Train by the plain script, each run in a process of its own.
+
+    Args:
+        folder: Where arguments and models are written.
+        runs: Arguments of the script for each run: model, parquet, sft, and lora or None.
+
+    Returns:
+        The digest of each run's weights.
+    """
+    paths, outputs = [], []
+    for number, run in enumerate(runs, 1):
+        outputs.append(folder / f"plain-{number}")
+        paths.append(folder / f"plain-{number}.json")
+        paths[-1].write_text(json.dumps({**run, "output": str(outputs[-1]), "threads": 1}, default=str))
+    words = [sys.executable, str(SCRIPT), *map(str, paths)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return weights_digest(output)
+    return [weights_digest(output) for output in outputs]

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).parents[2]
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
 
 

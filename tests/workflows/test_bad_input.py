@@ -279,7 +279,12 @@ def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(
         )
 
     judged_by({"metric": "held_out/loss", "minimum": 0.001})
-    assert not promote().success
+    nothing = promote()
+    assert not nothing.success
+    (failure,) = [event.step_failure_data for event in nothing.all_events if event.is_step_failure]
+    assert failure.user_failure_data.description == (
+        "RegistryError: model dates: has no candidate\n  fix: run the job dates first"
+    )
     result = kitchen.run("dates", {"epochs": 1}, bench.resources(), instance=bench.instance)
     registry = StoreRegistry(bench.blobs)
     assert registry.alias("dates", "candidate") == result.registered_version == 1

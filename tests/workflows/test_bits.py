@@ -1,7 +1,6 @@
 """Promise 1: the same fingerprint, the same bits, as a plain TRL script that knows nothing of the kitchen."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +65,16 @@ def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, case: str) -> No
     result = bench.run(config)
     ours = weights_digest(bench.weights(result.fingerprint))
 
-    base = str(model or bench.embedded_model())
-    plain = train_plainly(bench.folder, model=base, parquet=bench.prepared(), sft={**PLAIN, **sft}, lora=lora)
-    assert ours == plain
-    assert result.optimizer_steps == 3 * _steps(config, bench.prepared())
-
+    written = {"model": model or bench.embedded_model(), "parquet": bench.prepared(), "lora": lora}
     # The control: with the rows in another order the same script gives other bits.
-    control = {**PLAIN, **sft, "data_seed": 1}
-    other = _made(bench.folder / "control")
-    assert train_plainly(other, model=base, parquet=bench.prepared(), sft=control, lora=lora) != ours
+    plain, control = train_plainly(
+        bench.folder,
+        {**written, "sft": {**PLAIN, **sft}},
+        {**written, "sft": {**PLAIN, **sft, "data_seed": 1}},
+    )
+    assert ours == plain
+    assert ours != control
+    assert result.optimizer_steps == 3 * _steps(config, bench.prepared())
 
 
 def _steps(config: dict[str, Any], prepared: Path) -> int:
@@ -100,10 +100,4 @@ def _model_with_dropout(bench: Bench) -> Path:
     config["attention_dropout"] = 0.1
     path.unlink()
     path.write_text(json.dumps(config))
-    return folder
-
-
-def _made(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     return folder

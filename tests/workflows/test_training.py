@@ -12,7 +12,7 @@ from plain import weights_digest
 
 import kitchen_assets as kitchen
 from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.errors import BackendError, ConfigError, DiskFull, TrainingDiverged
+from kitchen_resources.errors import ConfigError, DiskFull, TrainingDiverged
 from kitchen_resources.formulas.batches import batch_plan
 from kitchen_resources.telemetry.handlers import read_jsonl
 from kitchen_resources.training.trl import supervised
@@ -143,48 +143,6 @@ def test_max_steps_ends_inside_an_epoch_and_the_schedule_runs_over_it(bench: Ben
     assert rates == [3.0e-3 * ((16 - step) / 16) for step in (13, 14, 15)]
     # The same training said with two epochs less is the same run.
     assert bench.run({"epochs": 2, "max_steps": 16}).fingerprint == result.fingerprint
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"gradient_checkpointing": True},
-        {"optimizer": "adafactor"},
-        {"optimizer": "sgd"},
-        {"attention": "eager"},
-        {"trainer_args": {"neftune_noise_alpha": 5.0}},
-        {"precision": "bf16"},
-        {"lora": {"rank": 4, "target_modules": ["q_proj", "v_proj"], "rslora": True}},
-        {"lr_schedule": "polynomial", "lr_power": 2.0, "lr_final": 1.0e-4, "warmup_ratio": 0.1},
-    ],
-    ids=lambda change: "-".join(change),
-)
-def test_each_setting_resumes_from_its_first_epoch_with_the_bits_of_one_process(
-    bench: Bench, change: dict[str, Any]
-) -> None:
-    """Two epochs in one process against one epoch each in two sessions: state of every kind comes back."""
-    config = {"max_rows": 90, "epochs": 2, **change}
-    whole = bench.run(config)
-    other = Bench(bench.folder / "split", bench.folder / "s", bench.instance)
-    _stop_after_first_epoch(other, config)
-    assert other.run(config).optimizer_steps == whole.optimizer_steps // 2
-    assert weights_digest(other.weights(whole.fingerprint)) == weights_digest(bench.weights(whole.fingerprint))
-
-
-def _stop_after_first_epoch(bench: Bench, config: dict[str, Any]) -> None:
-    from kitchen_resources.training.trl.session import TrlSession
-
-    real = TrlSession.train_epoch
-
-    def only_first(self: Any, epoch: int, *args: Any) -> Any:
-        if epoch > 1:
-            raise BackendError("stopped here")
-        return real(self, epoch, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrlSession, "train_epoch", only_first)
-        with pytest.raises(BackendError, match="stopped here"):
-            bench.run(config)
 
 
 def test_the_best_epoch_is_selected_and_training_stops_early_and_a_second_run_honours_it(
