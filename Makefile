@@ -13,7 +13,7 @@ KILLS ?= 100
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types formulas unit contract workflows faults full extras browser docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras browser docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,8 +23,9 @@ $(SETUP): pyproject.toml setup.cfg constraints.txt
 	  test -n "$$python" || { echo "Python 3.11 or 3.12 is needed"; exit 1; }; \
 	  test -x $(PY) || $$python -m venv $(VENV)
 	@# torch first and by its exact pin: asked for by another package, pip would fetch a build of several gigabytes.
-	$(PY) -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(PY) -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@# Not compiled ahead: Python compiles what is imported, and all that is installed takes 50 s longer.
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt torch==2.13.0
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
 	@touch $(SETUP)
 
 demo: $(SETUP) ## train the embedded default through Dagster, and see it learn (under 4 minutes)
@@ -34,10 +35,10 @@ demo: $(SETUP) ## train the embedded default through Dagster, and see it learn (
 ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 	$(VENV)/bin/dagster dev -w workspace.yaml -h 127.0.0.1
 
-test: $(SETUP) clean-results lint types formulas unit contract workflows faults ## lint, types, formulas, contracts, workflows, a fault sample
+test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types formulas unit contract workflows faults full extras browser docs ## make test, and the long twins, the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras browser docs ## make test, and the long twins, the extras, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -48,7 +49,12 @@ lint: $(SETUP) ## ruff
 	$(VENV)/bin/ruff format --check .
 
 types: $(SETUP) ## mypy, strict
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy -n 2
+
+# In one go, because every start of a worker imports torch and trl anew: 13 s with two at once.
+suites: $(SETUP) ## formulas, unit, contract, workflows and faults in one go
+	$(PYTEST) --junitxml=$(RESULTS)/suites.xml -n 2 --dist worksteal -m "not full" \
+	  tests/unit tests/contract tests/workflows tests/faults
 
 formulas: $(SETUP) ## the pure functions, by exact numbers
 	$(PYTEST) --junitxml=$(RESULTS)/formulas.xml -n 2 tests/unit -k formulas

@@ -113,7 +113,7 @@ def watched() -> list[Watched]:
     return [
         Watched(session.TrlSession, "__init__", "session"),
         Watched(session.TrlSession, "_build", "session"),
-        Watched(session.TrlSession, "_drop_trainer", "session"),
+        Watched(session, "_collect", "session"),
         Watched(session, "write_resume_folder", "read", resumed),
         Watched(Trainer, "_load_from_checkpoint", "read"),
         Watched(Trainer, "_load_optimizer_and_scheduler", "read"),

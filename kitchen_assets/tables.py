@@ -59,8 +59,8 @@ def loss_plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 2.6), dpi=80, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5, 2.6), dpi=80)
+    axes = figure.add_axes((0.17, 0.19, 0.81, 0.77))
     axes.plot([step for step, _ in points], [loss for _, loss in points], linewidth=1, label="training")
     if marks:
         axes.plot([step for step, _ in marks], [loss for _, loss in marks], "o-", markersize=4, label=label)

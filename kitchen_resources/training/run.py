@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from kitchen_resources.blobs.workplace import remove_abandoned
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
 from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
@@ -166,6 +167,8 @@ class TrainingRun:
     def finish(self) -> Finished:
         """Make what is missing, write down that the run is over, and choose the model."""
         steps = self.ensure(self.plan.epochs)
+        # Also where there was nothing to train: the one before may have been killed while it cleared up.
+        remove_abandoned(self._launch.ports.blobs.scratch())
         head = self.head()
         whole = {entry.step for entry in head.entries() if entry.payload == "present"}
         if head.end != self._end(head) or self._leftovers() or whole - self._to_keep(head):

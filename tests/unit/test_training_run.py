@@ -1,10 +1,12 @@
 """A training run on the noop backend: what is trained, what is not trained again, and what people are told."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.checkpoints.head import RunEnd, head_key
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.datasets.sources import NoopDatasets
@@ -297,3 +299,14 @@ def test_the_keys_of_a_run_are_those_of_its_fingerprint(engine: Engine) -> None:
     assert head_key(head.fingerprint) in keys("runs/")
     assert all(key.startswith(f"runs/{head.fingerprint}/") for key in keys("runs/"))
     assert keys("recipes/") == [f"recipes/supervised/runs/{head.fingerprint}.json"]
+
+
+def test_what_a_killed_process_had_not_cleared_up_goes_when_there_is_nothing_to_train(tmp_path: Path) -> None:
+    engine = Engine(blobs=LocalBlobs(tmp_path))
+    engine.finish()
+    runs = tmp_path / ".scratch" / "runs" / engine.head().fingerprint
+    (runs / "folder-and-lock").mkdir(parents=True)
+    (runs / "folder-and-lock.lock").touch()
+    (runs / "lock-alone.lock").touch()
+    assert engine.finish().steps_done == 0
+    assert not runs.exists()

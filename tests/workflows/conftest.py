@@ -93,7 +93,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """A new store and instance."""
-    with dg.instance_for_test(temp_dir=str(_made(tmp_path / "dagster"))) as instance:
+    with dg.DagsterInstance.ephemeral(tempdir=str(_made(tmp_path / "dagster"))) as instance:
         yield Bench(tmp_path / "store", tmp_path, instance)
 
 

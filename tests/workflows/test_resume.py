@@ -77,6 +77,7 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
 
 
 @pytest.mark.heavy
+@pytest.mark.full  # Its twin is in tests/unit/test_trl_settings.py, without Dagster and the store.
 def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

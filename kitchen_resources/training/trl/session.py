@@ -238,8 +238,12 @@ def _trainer_freed() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()
+        _collect()
         gc.unfreeze()
+
+
+def _collect() -> None:
+    gc.collect()
 
 
 @contextmanager
