@@ -27,22 +27,40 @@ def weights_digest(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-def train_plainly(folder: Path, *runs: dict[str, Any]) -> list[str]:
-    """Train by the plain script, each run in a process of its own.
+class PlainTrainer:
+    """The plain script, which imports its libraries once and trains each run in a process of its own.
 
     Args:
-        folder: Where arguments and models are written.
-        runs: Arguments of the script for each run: model, parquet, sft, and lora or None.
-
-    Returns:
-        The digest of each run's weights.
+        log: File for what it prints.
     """
-    paths, outputs = [], []
-    for number, run in enumerate(runs, 1):
-        outputs.append(folder / f"plain-{number}")
-        paths.append(folder / f"plain-{number}.json")
-        paths[-1].write_text(json.dumps({**run, "output": str(outputs[-1]), "threads": 1}, default=str))
-    words = [sys.executable, str(SCRIPT), *map(str, paths)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [weights_digest(output) for output in outputs]
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        with log.open("w") as output:
+            self._script = subprocess.Popen(
+                [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
+            )
+
+    def train(self, folder: Path, *, model: Path, parquet: Path, sft: dict[str, Any], lora: Any = None) -> str:
+        """Train; returns the digest of the weights.
+
+        Args:
+            folder: A new folder, for the model.
+            model: Folder of the base model.
+            parquet: Prepared rows.
+            sft: Fields of SFTConfig.
+            lora: Fields of LoraConfig, or None.
+        """
+        arguments = folder.with_suffix(".json")
+        given = {"model": model, "parquet": parquet, "output": folder, "sft": sft, "lora": lora, "threads": 1}
+        arguments.write_text(json.dumps(given, default=str))
+        assert self._script.stdin is not None
+        assert self._script.stdout is not None
+        print(arguments, file=self._script.stdin, flush=True)
+        assert self._script.stdout.readline() == "0\n", self._log.read_text()[-3000:]
+        return weights_digest(folder)
+
+    def close(self) -> None:
+        """End the script."""
+        self._script.communicate()
+        assert self._script.returncode == 0

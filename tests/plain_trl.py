@@ -1,7 +1,8 @@
 """A plain TRL script: nothing of the kitchen, only the prepared Parquet and arguments written by hand.
 
-Usage: python plain_trl.py ARGUMENTS.json ..., each with {model, parquet, output, sft, lora, threads}. Each is trained in
-a process of its own, which is forked when the libraries are imported and nothing else has been done.
+Reads paths of JSON files from standard input, a line each, with {model, parquet, output, sft, lora, threads}, and answers
+each with a line: its exit status. Each is trained in a process of its own, which is forked when the libraries are
+imported and nothing else has been done.
 """
 
 import json
@@ -38,10 +39,12 @@ def train(given: dict[str, Any]) -> None:
     trainer.model.save_pretrained(given["output"])
 
 
-for path in sys.argv[1:]:
+# What the libraries print is no answer.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        train(json.loads(Path(path).read_text()))
+        train(json.loads(Path(line.strip()).read_text()))
         sys.exit()
-    if os.waitpid(child, 0)[1] != 0:
-        sys.exit(f"{path}: failed")
+    print(os.waitpid(child, 0)[1], file=answers, flush=True)

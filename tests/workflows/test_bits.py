@@ -1,12 +1,13 @@
 """Promise 1: the same fingerprint, the same bits, as a plain TRL script that knows nothing of the kitchen."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
-from plain import train_plainly, weights_digest
+from plain import PlainTrainer, weights_digest
 
 from tests.workflows.conftest import Bench
 
@@ -56,11 +57,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] =
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainTrainer]:
+    trainer = PlainTrainer(tmp_path_factory.mktemp("plain") / "log.txt")
+    yield trainer
+    trainer.close()
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.full if case.startswith("full") else ()) for case in CASES]
 )
-def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, case: str) -> None:
+def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, plain: PlainTrainer, case: str) -> None:
     config, sft, lora = CASES[case]
     model = _model_with_dropout(bench) if case.startswith("dropout") else None
     config = {**config, **({"model": str(model)} if model else {})}
@@ -69,14 +77,9 @@ def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, case: str) -> No
     ours = weights_digest(bench.weights(result.fingerprint))
 
     written = {"model": model or bench.embedded_model(), "parquet": bench.prepared(), "lora": lora}
+    assert plain.train(bench.folder / "plain", **written, sft={**PLAIN, **sft}) == ours
     # The control: with the rows in another order the same script gives other bits.
-    plain, control = train_plainly(
-        bench.folder,
-        {**written, "sft": {**PLAIN, **sft}},
-        {**written, "sft": {**PLAIN, **sft, "data_seed": 1}},
-    )
-    assert ours == plain
-    assert ours != control
+    assert plain.train(bench.folder / "control", **written, sft={**PLAIN, **sft, "data_seed": 1}) != ours
     assert result.optimizer_steps == 3 * _steps(config, bench.prepared())
 
 

@@ -218,15 +218,13 @@ def test_the_exported_model_has_the_trained_logits_in_a_fresh_process(bench: Ben
     assert adapted.model_path
     ids = list(range(40, 60))
     trained = AutoModelForCausalLM.from_pretrained(bench.weights(full.fingerprint), dtype="float32")
-    assert (
-        _logits_elsewhere(bench, Path(full.model_path), ids) == trained(torch.tensor([ids])).logits.flatten().tolist()
-    )
+    full_logits, merged_logits = _logits_elsewhere(bench, [full.model_path, adapted.model_path], ids)
+    assert full_logits == trained(torch.tensor([ids])).logits.flatten().tolist()
 
     base = AutoModelForCausalLM.from_pretrained(bench.embedded_model(), dtype="float32")
     trained = PeftModel.from_pretrained(base, bench.weights(adapted.fingerprint))
     expected = trained(torch.tensor([ids])).logits.flatten()
-    merged = torch.tensor(_logits_elsewhere(bench, Path(adapted.model_path), ids))
-    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(merged_logits), expected, rtol=1e-4, atol=1e-5)
     adapter = Path(adapted.model_path) / "adapter"
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded:tiny"
     base = AutoModelForCausalLM.from_pretrained(bench.embedded_model(), dtype="float32")
@@ -242,21 +240,24 @@ def test_the_exported_model_has_the_trained_logits_in_a_fresh_process(bench: Ben
     assert settings["eos_token_id"] == 258
 
 
-def _logits_elsewhere(bench: Bench, folder: Path, ids: list[int]) -> list[float]:
+def _logits_elsewhere(bench: Bench, folders: list[str], ids: list[int]) -> list[list[float]]:
+    """What plain transformers computes in a fresh process, for each model."""
     script = f"""
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype="float32")
-tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
-assert tokenizer.chat_template
-print(json.dumps(model(torch.tensor([{ids!r}])).logits.flatten().tolist()))
+logits = []
+for folder in {folders!r}:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    logits.append(model(torch.tensor([{ids!r}])).logits.flatten().tolist())
+print(json.dumps(logits))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=bench.folder
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    values: list[float] = json.loads(done.stdout.splitlines()[-1])
+    values: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
     return values
 
 
