@@ -129,8 +129,8 @@ def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_c
     before = [event["metadata"]["step"] for event in cli.events(config, "training.step")]
     published = [event["metadata"]["step"] for event in cli.events(config, "training.checkpoint")]
 
-    done = cli.execute(config, home)
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = {"console": False, "jsonl": str(config.with_suffix(".jsonl"))}
+    bench.run(recipe, telemetry=log)
     after = [event["metadata"]["step"] for event in cli.events(config, "training.step")][len(before) :]
     assert after == list(range(published[-1] + 1, steps + 1))
     repeated = len(before) + len(after) - steps
@@ -224,29 +224,6 @@ def test_bits_depend_neither_on_evaluation_nor_on_step_checkpoints_nor_on_the_ca
     assert weights_digest(other.weights(busy.fingerprint)) == plain
     assert len(busy.checkpoints) > 3
     assert "held_out/exact_match" in busy.evaluation
-
-
-@pytest.mark.heavy
-def test_two_runs_in_one_process_have_the_bits_of_two_processes_and_the_caller_notices_nothing(bench: Bench) -> None:
-    import torch
-
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    threads = torch.get_num_threads()
-    first = bench.run({"epochs": 1, "precision": "bf16"})
-    second = bench.run({"epochs": 1, "seed": 3})
-    assert torch.equal(torch.rand(3), expected)
-    assert torch.get_num_threads() == threads
-
-    # bf16 is what would stay: the precision is kept in state of the process.
-    store = bench.folder / "alone"
-    config = cli.write_config(store.with_suffix(".yaml"), store, {**SMALL, "epochs": 1, "seed": 3})
-    done = cli.execute(config, bench.folder / "home")
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = Bench(store, bench.folder / "a", bench.instance)
-    assert alone.checkpoints.find("") == [second.fingerprint] != [first.fingerprint]
-    assert weights_digest(bench.weights(second.fingerprint)) == weights_digest(alone.weights(second.fingerprint))
 
 
 def _log(bench: Bench, run_id: str) -> list[str]:
