@@ -83,7 +83,11 @@ $(VENV)/.extras: $(SETUP)
 	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/extras bitsandbytes==0.50.2
 	@touch $@
 
-browser: $(SETUP) ## the UI in headless Chromium
+$(VENV)/.browser: $(SETUP)
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,browser]"
+	@touch $@
+
+browser: $(VENV)/.browser ## the UI in headless Chromium
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  { echo "chromium is needed: apt-get install chromium"; exit 1; }
 	$(PYTEST) --junitxml=$(RESULTS)/browser.xml tests/ui

@@ -158,12 +158,15 @@ def lines_of_a_launch(root: Path) -> int:
     return int(lines)
 
 
-def test_killed_at_any_line_it_ends_as_undisturbed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chance = random.Random(0)
+@pytest.mark.parametrize("least", [25, pytest.param(250, marks=pytest.mark.full)])
+def test_killed_at_any_line_it_ends_as_undisturbed(
+    tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(least)
     total = lines_of_a_launch(tmp_path / "count")
     assert total > 3000
     kills = runs = steps = 0
-    while kills < 45:
+    while kills < least:
         runs += 1
         campaign = Campaign(tmp_path / f"run-{runs}")
         while not campaign.launch(deadly=chance.randint(1, total)):
@@ -179,10 +182,13 @@ def test_killed_at_any_line_it_ends_as_undisturbed(tmp_path: Path, capsys: pytes
         )
 
 
-def test_killed_from_outside_it_ends_as_undisturbed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chance = random.Random(1)
+@pytest.mark.parametrize("least", [10, pytest.param(100, marks=pytest.mark.full)])
+def test_killed_from_outside_it_ends_as_undisturbed(
+    tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(least)
     kills = runs = 0
-    while kills < 15:
+    while kills < least:
         runs += 1
         campaign = Campaign(tmp_path / f"run-{runs}")
         while not campaign.launch(kill_after=chance.randint(1, 14)):

@@ -24,7 +24,6 @@ PLAIN = {
 LORA = {"rank": 8, "alpha": 16, "dropout": 0.1}
 PLAIN_LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
-# The first case is the plainest and alone says nothing that the others don't; it is the one to look at when they fail.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] = {
     "full, ragged last batch": ({}, {}, None),
     "dropout, accumulation, cosine with warm-up": (
@@ -55,6 +54,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] =
         PLAIN_LORA,
     ),
 }
+QUICK = ("dropout, accumulation, cosine with warm-up", "LoRA, dropout, accumulation, packing")
+"""Cases that together have all that the others have, which are plainer: the ones to look at when these fail."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainTrainer]:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.full if case.startswith("full") else ()) for case in CASES]
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in CASES]
 )
 def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, plain: PlainTrainer, case: str) -> None:
     config, sft, lora = CASES[case]
