@@ -24,7 +24,7 @@ def main(title: str, folder: Path) -> int:
 
 def _suite(classname: str) -> str:
     """The folder under `tests` of a test's module; the formulas have a name of their own."""
-    _, folder, module = classname.split(".")[:3]
+    _, folder, module = [*classname.split("."), "", "", ""][:3]
     return "formulas" if module.startswith("test_formulas") else folder
 
 

@@ -30,20 +30,27 @@ class Workplace:
     def open(self) -> None:
         """Take the lock and make the folder."""
         while True:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                held = ExitStack()
-                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-                fd = held.enter_context(locked(self.path.name + _LOCK, flags, folder=folder))
-            finally:
-                os.close(folder)
-            if os.fstat(fd).st_nlink:
-                break
-            # Seen without its lock, just after it was made, and taken for a leftover: make another.
-            held.close()
-        self._held = held
+            # Without its lock yet, the file may be taken for a leftover, and its empty folder be removed: once more.
+            with suppress(FileNotFoundError):
+                if self._lock():
+                    break
         self.path.mkdir()
+
+    def _lock(self) -> bool:
+        """Make the lock's file and hold it; false when it was removed in between."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        held = ExitStack()
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+            fd = held.enter_context(locked(self.path.name + _LOCK, flags, folder=folder))
+        finally:
+            os.close(folder)
+        if os.fstat(fd).st_nlink:
+            self._held = held
+            return True
+        held.close()
+        return False
 
     def close(self) -> None:
         """Remove the folder; may be called twice."""

@@ -83,7 +83,8 @@ class RowLimits(Block):
 class PromotionRule(Block):
     """When `<recipe>_promote` may move the `production` alias to a version.
 
-    Part of a recipe's definition and not of its launch config: whoever may launch may not lower the bar.
+    Part of a recipe's definition and not of its launch config, so that no launch overrides it. What it is measured on
+    may differ from launch to launch, and is recorded with each version.
     """
 
     metric: str = recipe_field("held_out/loss", "Metric that decides: <evaluation>/<metric>.", moves="nothing")

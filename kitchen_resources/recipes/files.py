@@ -1,5 +1,6 @@
 """Recipes as YAML files: strict, and every error with file and line."""
 
+import math
 import os
 import re
 import typing
@@ -17,6 +18,7 @@ from kitchen_resources.recipes.blocks import PromotionRule
 from kitchen_resources.recipes.fields import facts_of
 from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
+from kitchen_resources.recipes.rules import measured_metrics
 
 DEFINITION_KEYS = ("name", "workflow", "description", "schedule", "promotion", "base_from", "owners", "tags")
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
@@ -98,12 +100,15 @@ def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
         tags=_tags(values, where),
         source=f"{path}:1",
     )
-    return bind(
+    recipe = bind(
         recipe_class,
         {key: value for key, value in values.items() if key not in DEFINITION_KEYS},
         definition,
         where=where,
     )
+    if "promotion" in values:
+        _require_measured(recipe, where)
+    return recipe
 
 
 def _recipe_class(
@@ -149,9 +154,23 @@ def _promotion(value: Any, where: Any) -> PromotionRule:
                 unknown_field(str(name), PromotionRule.model_fields), where=where(f"promotion.{name}"), fix=example
             )
     try:
-        return PromotionRule(**value)
+        rule = PromotionRule(**value)
     except ValidationError as error:
         raise type_error(error, lambda inner: where(f"promotion.{inner}")) from error
+    if rule.minimum is not None and not math.isfinite(rule.minimum):
+        raise ConfigError("must be a finite number", where=where("promotion.minimum"), fix=example)
+    return rule
+
+
+def _require_measured(recipe: Recipe, where: Any) -> None:
+    """Refuse a rule for promotion that no version could ever pass. A launch may measure more."""
+    metric, measured = recipe.definition.promotion.metric, measured_metrics(recipe)
+    if metric not in measured:
+        raise ConfigError(
+            f"{metric!r} is not measured by this recipe",
+            where=where("promotion.metric"),
+            fix=f"one of {', '.join(measured)}" if measured else "set held_out, or an evaluation",
+        )
 
 
 def _text(values: Mapping[str, Any], key: str, where: Any) -> str:

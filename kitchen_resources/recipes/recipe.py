@@ -76,7 +76,8 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     dataset: str = recipe_field(
         "",
-        "A file or folder (JSONL, JSON, CSV, Parquet, Arrow), a hub id (`org/name@revision`), or `embedded:NAME`.",
+        "A file or folder (JSONL, JSON, CSV, Parquet, Arrow), a hub id (`org/name@revision`, with `#folder` for one of its "
+        "parts), or `embedded:NAME`.",
         moves="data",
     )
     split: str = recipe_field("train", "Split to train on, when the data set has several.", moves="data")

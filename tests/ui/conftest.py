@@ -1,5 +1,7 @@
 """One `dagster dev` and one browser for all tests of the UI; a window and a folder of pictures for each."""
 
+import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from kitchen_resources.embedded import rows, write_model
 from tests.ui.dagster_dev import DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S, Screen
 
@@ -46,6 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
     "shown": {**TINY, "seed": 1},
+    "own": {**TINY, "model": "own_model", "dataset": "own_rows.jsonl", "lora": {"rank": 4}},
     "slow": {**TINY, "max_rows": 1200, "epochs": 3, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10},
 }
 
@@ -53,7 +57,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
     """The running instance; afterwards none of its processes is left."""
-    with dagster_dev(tmp_path_factory.mktemp("dev"), RECIPES) as running:
+    folder = tmp_path_factory.mktemp("dev")
+    write_model(folder / "own_model", seed=5)
+    chosen = itertools.islice(rows("dates", seed=5), 150)
+    (folder / "own_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    with dagster_dev(folder, RECIPES) as running:
         yield running
 
 

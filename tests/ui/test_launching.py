@@ -1,6 +1,7 @@
 """Launching from the Launchpad and from the lineage page: what is asked is what is trained, or is refused."""
 
 import pytest
+import yaml
 from playwright.sync_api import expect
 
 from kitchen_resources.checkpoints.head import Head
@@ -32,7 +33,8 @@ def test_the_launchpad_marks_a_wrong_key_and_trains_what_is_typed(screen: Screen
     screen.shoot("launchpad-2-wrong-key")
     assert dev.graphql.runs_of("tiny") == []
 
-    screen.type_config("resources:\n  tiny:\n    config:\n      epochs: 3\n")
+    fields = {"model": "own_model", "dataset": "own_rows.jsonl", "lora": {"rank": 4}, "epochs": 3}
+    screen.type_config(yaml.safe_dump({"resources": {"tiny": {"config": fields}}}))
     run_id = screen.launch()
     assert screen.wait_for_run(run_id) == "SUCCESS"
     expect(screen.page.get_by_text("Success", exact=True)).to_be_visible()
@@ -43,7 +45,10 @@ def test_the_launchpad_marks_a_wrong_key_and_trains_what_is_typed(screen: Screen
     assert dev.graphql.run(run_id)["steps"] == _steps("tiny", epochs=3)
     head = _head(dev, run_id)
     assert [(entry.epoch, entry.step) for entry in head.entries()] == [(1, 9), (2, 18), (3, 27)]
-    identity = dev.checkpoints.manifest(head.entries()[-1]).identity
+    manifest = dev.checkpoints.manifest(head.entries()[-1])
+    assert manifest.base["reference"] == "own_model"
+    assert "adapter_model.safetensors" in manifest.files
+    identity = manifest.identity
     assert identity["plan"] == {"epochs": 3, "steps_per_epoch": 9, "total_steps": 27, "warmup_steps": 0}
     # What the launch left out is the recipe's, and not the class's.
     assert (identity["recipe"]["learning_rate"], identity["recipe"]["batch_size"]) == (3.0e-3, 16)
@@ -54,8 +59,9 @@ def test_the_launchpad_marks_a_wrong_key_and_trains_what_is_typed(screen: Screen
 
 
 def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_process(screen: Screen) -> None:
+    """The recipe is a LoRA of one's own model on one's own rows."""
     dev = screen.dev
-    screen.open_lineage("tiny")
+    screen.open_lineage("own")
     screen.button("Materialize all (6)").click()
     screen.page.get_by_text("Launched run").wait_for()
     screen.shoot("materialize-1-launched")
@@ -66,8 +72,8 @@ def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_proce
     screen.shoot("materialize-2-run")
     run = dev.graphql.run(run_id)
     assert (run["jobName"], run["runConfigYaml"].strip()) == ("__ASSET_JOB", "{}")
-    gate = [("tiny__registered_model_promotion_gate", "SUCCESS"), ("tiny__production", "SUCCESS")]
-    assert run["steps"] == [*_steps("tiny", epochs=2), *gate]
+    gate = [("own__registered_model_promotion_gate", "SUCCESS"), ("own__production", "SUCCESS")]
+    assert run["steps"] == [*_steps("own", epochs=2), *gate]
     told = [event["message"] for event in dev.graphql.events(run_id)]
     assert sum(message.startswith("Finished steps in process (pid: ") for message in told) == 1
 
@@ -76,12 +82,15 @@ def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_proce
     identity = dev.checkpoints.manifest(head.entries()[-1]).identity
     assert identity["plan"]["epochs"] == 2
     assert (identity["recipe"]["learning_rate"], identity["recipe"]["seed"]) == (3.0e-3, 0)
-    (made,) = [found for found in dev.graphql.materializations("tiny", "model") if found.run_id == run_id]
+    (made,) = [found for found in dev.graphql.materializations("own", "model") if found.run_id == run_id]
     assert made.metadata["optimizer_steps"] == 18
-    version = dev.registry.get("tiny", dev.registry.alias("tiny", "production") or 0)
+    assert identity["recipe"]["lora"]["rank"] == 4
+    assert "adapter_model.safetensors" in dev.checkpoints.manifest(head.entries()[-1]).files
+    version = dev.registry.get("own", dev.registry.alias("own", "candidate") or 0)
     assert (version.fingerprint, version.step) == (head.fingerprint, 18)
-    screen.open_lineage("tiny")
-    screen.expect_green("raw", "dataset", "checkpoints", "model", "evaluation", "registered_model", "production")
+    assert dev.registry.alias("own", "production") is None
+    screen.open_lineage("own")
+    screen.expect_green("raw", "dataset", "checkpoints", "model", "evaluation", "registered_model")
     screen.shoot("materialize-3-lineage")
 
 

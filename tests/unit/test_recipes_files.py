@@ -365,6 +365,28 @@ def test_a_file_has_its_own_job_promotion_and_schedule(load: Callable[..., Any])
     assert schedule.default_status.value == "STOPPED"
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("3", "promotion: 3 is not a rule"),
+        ("{metrics: held_out/loss}", "promotion.metrics: unknown field 'metrics'; did you mean 'metric'?"),
+        ("{better_than: candidate}", "promotion.better_than: "),
+        ("{minimum: much}", "promotion.minimum: "),
+        ("{minimum: .nan}", "promotion.minimum: must be a finite number"),
+        ("{minimum: .inf}", "promotion.minimum: must be a finite number"),
+        ("{metric: held_out/los}", "promotion.metric: 'held_out/los' is not measured by this recipe"),
+        ("{metric: ''}", "promotion.metric: '' is not measured by this recipe"),
+    ],
+)
+def test_a_rule_for_promotion_that_could_never_decide_is_refused(
+    load: Callable[..., Any], rule: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(HEAD + f"promotion: {rule}\n")
+    assert said in str(refused.value)
+    assert "\n  fix: " in str(refused.value)
+
+
 # The built-in recipe, and the words of the messages.
 
 

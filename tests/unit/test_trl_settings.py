@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kitchen_resources.training.trl.backend import TrlTrainer
-from tests.training_bench import Bench
+from tests.training_bench import Bench, TakenOver
 
 pytestmark = pytest.mark.heavy
 
@@ -63,21 +63,33 @@ def test_the_control_without_its_optimizer_state_an_epoch_differs(
     assert shelf.digests()[6] != whole.digests()[6]
 
 
-def test_one_model_at_a_time_is_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to the models that are loaded; none may live when another is."""
     import weakref
 
     from kitchen_resources.training.trl import session
 
-    models: list[Any] = []
+    loaded: list[Any] = []
     real = session.load_for_training
 
     def load(*args: Any) -> Any:
-        assert [model() for model in models if model() is not None] == []
+        assert [model() for model in loaded if model() is not None] == []
         model = real(*args)
-        models.append(weakref.ref(model))
+        loaded.append(weakref.ref(model))
         return model
 
     monkeypatch.setattr(session, "load_for_training", load)
+    return loaded
+
+
+def test_one_model_at_a_time_is_in_memory(bench: Bench, models: list[Any]) -> None:
     bench.train(bench.job(), bench.shelf())
-    assert len(models) == 2
     assert [model() for model in models] == [None, None]
+
+
+def test_the_model_of_a_failed_epoch_is_gone_when_the_next_is_loaded(bench: Bench, models: list[Any]) -> None:
+    with pytest.raises(TakenOver):
+        bench.train(bench.job(), bench.shelf(fail_at=2))
+    bench.train(bench.job(), bench.shelf())
+    assert [model() for model in models] == [None, None, None]

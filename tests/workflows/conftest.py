@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from plain import PlainTrainer
 
 import kitchen_assets as kitchen
 from kitchen_resources.blobs.local import LocalBlobs
@@ -95,6 +96,14 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     """A new store and instance."""
     with dg.DagsterInstance.ephemeral(tempdir=str(_made(tmp_path / "dagster"))) as instance:
         yield Bench(tmp_path / "store", tmp_path, instance)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainTrainer]:
+    """The plain TRL script, ready to train."""
+    trainer = PlainTrainer(tmp_path_factory.mktemp("plain") / "log.txt")
+    yield trainer
+    trainer.close()
 
 
 @pytest.fixture

@@ -304,7 +304,22 @@ def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(
     run = bench.instance.get_run_by_id(result.run_id)
     assert run is not None
     assert run.status == dg.DagsterRunStatus.SUCCESS
-    # Whoever can launch can't lower the bar: the rule is part of the recipe's definition.
+    # Materialize, which isn't asked to move `production`: there the gate warns and fails nothing.
+    config = {**bench.resources(), "dates": {"epochs": 1}}
+    materialized = (
+        built_in()
+        .definitions()
+        .resolve_implicit_global_asset_job_def()
+        .execute_in_process(
+            run_config={"resources": {key: {"config": value} for key, value in config.items()}},
+            asset_selection=[dg.AssetKey(["dates", stage]) for stage in ("model", "evaluation", "registered_model")],
+            instance=bench.instance,
+        )
+    )
+    assert materialized.success
+    (gate,) = materialized.get_asset_check_evaluations()
+    assert (gate.check_name, gate.passed, gate.severity) == ("promotion_gate", False, dg.AssetCheckSeverity.WARN)
+    # No launch can override the rule, which is part of the recipe's definition.
     with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "promotion"'):
         promote(dates={"config": {"promotion": {"metric": "held_out/loss"}}})
 

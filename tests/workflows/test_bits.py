@@ -1,7 +1,6 @@
 """Promise 1: the same fingerprint, the same bits, as a plain TRL script that knows nothing of the kitchen."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] =
 }
 QUICK = ("dropout, accumulation, cosine with warm-up", "LoRA, dropout, accumulation, packing")
 """Cases that together have all that the others have, which are plainer: the ones to look at when these fail."""
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainTrainer]:
-    trainer = PlainTrainer(tmp_path_factory.mktemp("plain") / "log.txt")
-    yield trainer
-    trainer.close()
 
 
 @pytest.mark.heavy

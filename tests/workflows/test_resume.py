@@ -13,15 +13,18 @@ import pyarrow.parquet
 import pytest
 import yaml
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from plain import weights_digest
+from plain import PlainTrainer, weights_digest
 
 import kitchen_assets as kitchen
 from kitchen_resources.errors import KitchenError, TrainingDiverged
 from kitchen_resources.training.trl import session, state
 from tests.workflows import cli
+from tests.workflows import test_bits as bits
 from tests.workflows.conftest import SMALL, Bench
 
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
+PACKED = bits.CASES["LoRA, dropout, accumulation, packing"][0]
+"""What test_bits.py compares with the plain script: bits of one go are the plain script's."""
 
 
 def _job() -> Any:
@@ -53,7 +56,7 @@ def _failing_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_go(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = {**SMALL, **LORA}
+    recipe = {**SMALL, **PACKED}
     _failing_at(monkeypatch, step=20)
     first = dg.execute_job(_job(), instance=bench.instance, run_config=_run_config(bench, recipe))
     assert not first.success
@@ -69,7 +72,7 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
     split = weights_digest(bench.weights(fingerprint))
 
     other = Bench(bench.folder / "one-go", bench.folder / "one", bench.instance)
-    whole = other.run(LORA)
+    whole = other.run(PACKED)
     assert whole.fingerprint == fingerprint
     assert split == weights_digest(other.weights(whole.fingerprint))
     states = [entry.state_digest for entry in bench.checkpoints.head(fingerprint).entries()]
@@ -77,12 +80,19 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
 
 
 @pytest.mark.heavy
-@pytest.mark.full  # Its twin is in tests/unit/test_trl_settings.py, without Dagster and the store.
+@pytest.mark.full  # make test has it without Dagster (tests/unit/test_trl_settings.py) and inside an epoch (below).
 def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control of every resume test: what they compare can differ."""
-    whole = weights_digest(bench.weights(bench.run(LORA).fingerprint))
+    whole = weights_digest(bench.weights(bench.run(PACKED).fingerprint))
+    _forget_the_optimizer(monkeypatch)
+    other = Bench(bench.folder / "other", bench.folder / "o", bench.instance)
+    assert weights_digest(other.weights(other.run(PACKED).fingerprint)) != whole
+
+
+def _forget_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every resume go on without the optimiser's state."""
     real = state.write_resume_folder
 
     def forgetful(*args: Any, **kwargs: Any) -> Path:
@@ -91,8 +101,6 @@ def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
         return folder
 
     monkeypatch.setattr(session, "write_resume_folder", forgetful)
-    other = Bench(bench.folder / "other", bench.folder / "o", bench.instance)
-    assert weights_digest(other.weights(other.run(LORA).fingerprint)) != whole
 
 
 @pytest.mark.heavy
@@ -100,9 +108,9 @@ def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
 def test_the_multiprocess_executor_has_the_same_bits(bench: Bench, start: str) -> None:
     example = yaml.safe_load((cli.ROOT / "examples" / "configs" / "processes.yaml").read_text())
     execution = example["execution"] if start == "forkserver" else {"config": {"multiprocess": {}}}
-    here = bench.run(LORA)
+    here = bench.run(PACKED)
     store, home = bench.folder / "processes", bench.folder / "home"
-    config = cli.write_config(bench.folder / "processes.yaml", store, {**SMALL, **LORA}, execution=execution)
+    config = cli.write_config(bench.folder / "processes.yaml", store, {**SMALL, **PACKED}, execution=execution)
     done = cli.execute(config, home)
     assert done.returncode == 0, done.stderr[-3000:]
     there = Bench(store, bench.folder / "p", bench.instance)
@@ -113,8 +121,10 @@ def test_the_multiprocess_executor_has_the_same_bits(bench: Bench, start: str) -
 
 
 @pytest.mark.heavy
-def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_checkpoint(bench: Bench) -> None:
-    recipe = {**SMALL, **LORA, "max_rows": 1100, "epochs": 1, "checkpoint_steps": 10}
+def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_checkpoint(
+    bench: Bench, plain: PlainTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**SMALL, "lora": bits.LORA, "max_rows": 1100, "epochs": 1, "checkpoint_steps": 10}
     steps, interval = 62, 10
     home = bench.folder / "home"
     config = cli.write_config(bench.folder / "killed.yaml", bench.root, recipe)
@@ -129,6 +139,8 @@ def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_c
     before = [event["metadata"]["step"] for event in cli.events(config, "training.step")]
     published = [event["metadata"]["step"] for event in cli.events(config, "training.checkpoint")]
 
+    killed = shutil.copytree(bench.root, bench.folder / "killed")
+
     log = {"console": False, "jsonl": str(config.with_suffix(".jsonl"))}
     bench.run(recipe, telemetry=log)
     after = [event["metadata"]["step"] for event in cli.events(config, "training.step")][len(before) :]
@@ -142,11 +154,15 @@ def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_c
     assert len(ledger) == steps
     assert len({row for step in ledger for row in step}) == sum(map(len, ledger)) == 990
 
-    other = Bench(bench.folder / "one-go", bench.folder / "one", bench.instance)
-    whole = other.run({**LORA, "max_rows": 1100, "epochs": 1})
-    assert whole.optimizer_steps == steps
-    assert whole.fingerprint == fingerprint
-    assert weights_digest(bench.weights(fingerprint)) == weights_digest(other.weights(fingerprint))
+    written = {"model": bench.embedded_model(), "parquet": bench.prepared(), "lora": bits.PLAIN_LORA}
+    one_go = plain.train(bench.folder / "plain", **written, sft={**bits.PLAIN, "num_train_epochs": 1})
+    assert weights_digest(bench.weights(fingerprint)) == one_go
+
+    # The control: what goes on without the optimiser's state ends elsewhere.
+    _forget_the_optimizer(monkeypatch)
+    forgetful = Bench(killed, bench.folder / "forgetful", bench.instance)
+    assert forgetful.run(recipe).optimizer_steps == len(after)
+    assert weights_digest(forgetful.weights(fingerprint)) != one_go
 
 
 @pytest.mark.heavy

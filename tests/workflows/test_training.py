@@ -155,6 +155,20 @@ print(json.dumps([result.fingerprint, result.optimizer_steps, seen]))
     return fingerprint, steps, connections
 
 
+def test_max_steps_ends_inside_an_epoch_and_the_schedule_runs_over_it(bench: Bench) -> None:
+    result = bench.run({"epochs": 5, "max_steps": 16})
+    assert result.optimizer_steps == 16
+    assert [(c["epoch"], c["step"], c["epoch_complete"]) for c in result.checkpoints] == [
+        (1, 13, True),
+        (2, 16, True),
+    ]
+    manifest = bench.checkpoints.manifest(bench.checkpoints.head(result.fingerprint).entries()[-1])
+    rates = [step.learning_rate for step in bench.checkpoints.steps(manifest)]
+    assert rates == [3.0e-3 * ((16 - step) / 16) for step in (13, 14, 15)]
+    # The same training said with two epochs less is the same run.
+    assert bench.run({"epochs": 2, "max_steps": 16}).fingerprint == result.fingerprint
+
+
 def test_the_best_epoch_is_selected_and_training_stops_early_and_a_second_run_honours_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,8 @@ class TrlSession:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
         columns = self._method.columns(job.data.packed)
+        # What a failed attempt of this process has left: its model must not wait for the end of the next epoch.
+        gc.collect()
         # In memory and not through the `datasets` cache, which would lie outside the store.
         self._rows = datasets.Dataset(_read_columns(job.data.path, columns))
         self._row_column = columns[-1]
