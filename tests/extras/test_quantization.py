@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from plain import weights_digest
 
+from kitchen_resources.errors import BackendError
 from tests.workflows.conftest import Bench, bench  # noqa: F401
-from tests.workflows.test_training import _stop_after_first_epoch
 
 pytestmark = pytest.mark.heavy
 
@@ -34,3 +34,19 @@ def test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go(bench: Bench
     assert weights_digest(other.weights(whole.fingerprint)) == ours
     assert whole.model_path
     assert (Path(whole.model_path) / "model.safetensors").is_file()
+
+
+def _stop_after_first_epoch(bench: Bench, config: dict[str, Any]) -> None:  # noqa: F811
+    from kitchen_resources.training.trl.session import TrlSession
+
+    real = TrlSession.train_epoch
+
+    def only_first(self: Any, epoch: int, *args: Any) -> Any:
+        if epoch > 1:
+            raise BackendError("stopped here")
+        return real(self, epoch, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrlSession, "train_epoch", only_first)
+        with pytest.raises(BackendError, match="stopped here"):
+            bench.run(config)
