@@ -115,23 +115,10 @@ def test_the_multiprocess_executor_has_the_same_bits(bench: Bench, start: str) -
     assert weights_digest(there.weights(here.fingerprint)) == weights_digest(bench.weights(here.fingerprint))
 
 
-def test_the_multiprocess_executor_makes_every_checkpoint_once(bench: Bench) -> None:
-    """The same without weights, which needs no torch in each process."""
-    noop = {"trainer": {"backend": {"noop": {}}}}
-    here = bench.run({}, **noop)
-    execution = {"config": {"multiprocess": {"start_method": {"forkserver": {}}}}}
-    there = _in_processes(bench, SMALL, execution, trainer={"config": noop["trainer"]})
-    states = [entry.state_digest for entry in there.checkpoints.head(here.fingerprint).entries()]
-    assert states == [checkpoint["state_digest"] for checkpoint in here.checkpoints]
-    assert len(states) == 3
-
-
-def _in_processes(bench: Bench, recipe: dict[str, Any], execution: dict[str, Any], **resources: Any) -> Bench:
+def _in_processes(bench: Bench, recipe: dict[str, Any], execution: dict[str, Any]) -> Bench:
     """Run with each step in a process of its own; returns a bench over its store."""
     store, home = bench.folder / "processes", bench.folder / "home"
-    config = cli.write_config(
-        bench.folder / "processes.yaml", store, recipe, execution=execution, resources=resources
-    )
+    config = cli.write_config(bench.folder / "processes.yaml", store, recipe, execution=execution)
     done = cli.execute(config, home)
     assert done.returncode == 0, done.stderr[-3000:]
     pids = {line.split("pid: ")[1].split(")")[0] for line in done.stderr.splitlines() if "pid: " in line}
