@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras browser docs ## make test, and the long twins, the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras browser docs ## make test, and the long tests, the extras, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -72,7 +72,7 @@ workflows: $(SETUP) ## whole runs through Dagster on the embedded model, values 
 faults: $(SETUP) ## real SIGKILLs of real processes
 	$(PYTEST) --junitxml=$(RESULTS)/faults.xml -m "not full" tests/faults
 
-full: $(SETUP) ## the long twins of what make test runs
+full: $(SETUP) ## the long tests that make test leaves to make test-all
 	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults
 
 extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
