@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from kitchen_resources.blobs.workplace import remove_abandoned
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
@@ -20,16 +20,17 @@ from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import RunRecord
-from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start, changes, identify
+from kitchen_resources.training.environment import as_started, drift, first_environment
 from kitchen_resources.training.events import PublishingEvents
+from kitchen_resources.training.history import FailureMark, newest_other_run, remember_run
 from kitchen_resources.training.plan import TrainingPlan, make_plan
-from kitchen_resources.training.port import LocalCheckpoint, TrainingJob
+from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.start import fetch_start, find_start
 
 _MOST_DAMAGED = 3
@@ -140,7 +141,7 @@ class TrainingRun:
         missing = tuple(epoch for epoch in range(self.first_epoch, last + 1) if not self._is_made(head, epoch))
         notes = self._notes(head, missing)
         self._launch.write("run", {"fingerprint": self.fingerprint})
-        self._remember()
+        remember_run(self._launch, self.fingerprint, self.identity.value)
         return Planned(missing=missing, epochs=self.plan.epochs, notes=notes)
 
     def ensure(self, epoch: int) -> int:
@@ -155,7 +156,7 @@ class TrainingRun:
         self._require_pinned()
         if self._is_done(self.head(), epoch):
             return 0
-        self._raise_if_failed()
+        self._failure.raise_if_left()
         try:
             with self._leased() as lease:
                 return self._train_through(lease, epoch)
@@ -422,34 +423,14 @@ class TrainingRun:
             start=start,
         )
 
-    def _resolution(self, head: Head) -> Any:
-        """The resolution, with the thread count that the run was started with: it moves bits where there is dropout."""
-        resolution = self._launch.resolution
-        first = self._first_environment(head)
-        threads = first.get("threads") if first else None
-        if isinstance(threads, int) and threads != resolution.threads:
-            environment = {**resolution.environment, "threads": threads}
-            return replace(resolution, threads=threads, environment=environment)
-        return resolution
-
-    def _first_environment(self, head: Head) -> dict[str, Any] | None:
-        for entry in head.checkpoints:
-            try:
-                return dict(self._store.manifest(entry).environment)
-            except CheckpointError:
-                # Damaged; found and quarantined where the checkpoint itself is wanted.
-                continue
-        return None
+    def _resolution(self, head: Head) -> Resolution:
+        return as_started(self._launch.resolution, first_environment(self._store, head))
 
     def _explain_drift(self, head: Head) -> None:
         """Say, or refuse, that this environment isn't the one that the run was started in."""
-        first = self._first_environment(head)
-        if first is None:
+        said = drift(first_environment(self._store, head), self._resolution(head))
+        if said is None:
             return
-        moved = changes(first, self._resolution(head).environment)
-        if not moved:
-            return
-        said = f"this run was started in another environment ({'; '.join(moved)}); its bits may differ from one go"
         if self._recipe.on_drift == "refuse":
             raise CheckpointError(said, where=f"run {self.fingerprint[:12]}", fix="restore it, or set on_drift: warn")
         self._observer.say(said)
@@ -471,30 +452,17 @@ class TrainingRun:
     def _notes(self, head: Head, missing: Sequence[int]) -> tuple[str, ...]:
         if head.checkpoints or not missing:
             return (f"run {self.fingerprint[:12]}: {len(missing)} of {self.plan.epochs} epochs are missing",)
-        newest = self._newest_other()
-        if newest is None:
+        before = newest_other_run(self._launch, self.fingerprint)
+        if before is None:
             return (f"run {self.fingerprint[:12]} is new",)
-        other, identity = newest
-        moved = changes(identity, self.identity.value)
-        steps = self.plan.total_steps
-        notes = [f"run {self.fingerprint[:12]} is new; since run {other[:12]} moved: {'; '.join(moved)}"]
-        if self._recipe.continue_from is None and self._store.head(other).entries():
+        moved = "; ".join(changes(before.identity, self.identity.value))
+        notes = [f"run {self.fingerprint[:12]} is new; since run {before.fingerprint[:12]} moved: {moved}"]
+        if self._recipe.continue_from is None and self._store.head(before.fingerprint).entries():
             notes.append(
-                f"it trains {steps} steps from the start; to go on from what is there instead, "
-                f"write continue_from: {other[:12]}"
+                f"it trains {self.plan.total_steps} steps from the start; to go on from what is there instead, "
+                f"write continue_from: {before.fingerprint[:12]}"
             )
         return tuple(notes)
-
-    def _newest_other(self) -> tuple[str, dict[str, Any]] | None:
-        """The newest other run of this recipe: fingerprint and identity."""
-        runs = self._launch.known_runs()
-        others = [run for run in runs if run["fingerprint"] != self.fingerprint]
-        return (others[-1]["fingerprint"], others[-1]["identity"]) if others else None
-
-    def _remember(self) -> None:
-        record = {"fingerprint": self.fingerprint, "identity": dict(self.identity.value), "created": time.time()}
-        key = f"recipes/{self._launch.name}/runs/{self.fingerprint}.json"
-        self._launch.ports.blobs.put_if_absent(key, canonical_json(record))
 
     def _require_pinned(self) -> None:
         pinned = self._launch.read("run")
@@ -506,26 +474,16 @@ class TrainingRun:
                 fix="launch it anew",
             )
 
-    def _raise_if_failed(self) -> None:
-        mark = self._launch.ports.blobs.get(self._failure_key)
-        if mark is not None:
-            raise CheckpointError(
-                f"an earlier epoch of this run failed: {mark.data.decode()}",
-                where=f"recipe {self._launch.name}",
-                fix="see that epoch's error; then run again, it goes on from what is published",
-            )
+    @cached_property
+    def _failure(self) -> FailureMark:
+        return FailureMark(self._launch, self.fingerprint)
 
     def _mark_failed(self, error: BaseException) -> None:
-        said = f"{type(error).__name__}: {error}"[:2000]
         try:
-            self._launch.ports.blobs.put_if_absent(self._failure_key, said.encode())
+            self._failure.leave(error)
         except KitchenError as failure:
             # The error itself is what matters; without the mark the next epochs fail on their own.
             self._observer.say(f"could not mark the run as failed: {failure}")
-
-    @property
-    def _failure_key(self) -> str:
-        return f"launches/{self._launch.run_id}/failed-{self.fingerprint[:16]}"
 
     @contextmanager
     def _leased(self) -> Iterator[Lease]:
