@@ -22,7 +22,8 @@ from kitchen_resources.evaluation.local import NoopEvaluator
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import Dispatcher
 from kitchen_resources.telemetry.handlers import ConsoleHandler, JsonlHandler

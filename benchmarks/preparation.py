@@ -23,7 +23,7 @@ from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.datasets.prepare import open_raw, prepare
 from kitchen_resources.datasets.renderers import make_renderer
 from kitchen_resources.datasets.sources import SourceDatasets
-from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import resolve_base
 
 ROUNDS = 2

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, RowLimits
 from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
-from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
 
 HERE = Path(__file__).parent

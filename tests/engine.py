@@ -21,7 +21,8 @@ from kitchen_resources.evaluation.port import Evaluator
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registration
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import NoopTelemetry

@@ -19,7 +19,8 @@ from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, 
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.port import ModelRegistry
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.port import Telemetry

@@ -13,7 +13,8 @@ from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.digests import canonical_json, digest_bytes, digest_file, digest_json
 from kitchen_resources.embedded.tokenizer import PAD_ID, TURN_END_ID
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import resolve_base
 from kitchen_resources.training.plan import make_plan
 from kitchen_resources.training.port import (

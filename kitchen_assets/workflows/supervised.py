@@ -6,7 +6,7 @@ from kitchen_assets.stages.datasets import dataset, raw
 from kitchen_assets.stages.evaluation import evaluation
 from kitchen_assets.stages.registry import production, promotion_gate, registered_model
 from kitchen_assets.stages.training import model
-from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 supervised = Workflow(
     name="supervised",

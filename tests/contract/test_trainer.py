@@ -19,7 +19,8 @@ from kitchen_resources.formulas.batches import batch_plan
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import simulated_base
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Capabilities, EpochResult, Trainer

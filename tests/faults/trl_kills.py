@@ -17,7 +17,8 @@ from kitchen_resources.evaluation.local import LocalEvaluator
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import NoopTelemetry
 from kitchen_resources.training.live import LiveTrainer

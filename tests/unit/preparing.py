@@ -11,7 +11,7 @@ from kitchen_resources.datasets.prepare import open_raw, prepare
 from kitchen_resources.datasets.renderers import RecipeRenderer, make_renderer
 from kitchen_resources.datasets.report import RowReport
 from kitchen_resources.datasets.sources import SourceDatasets
-from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import simulated_base
 
 BASE = simulated_base("embedded:tiny")

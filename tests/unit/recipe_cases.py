@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, RowLimits
 from kitchen_resources.recipes.fields import FieldFacts, fields_with_facts
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 NAMED: dict[str, Any] = {"model": "path/to/model", "dataset": "rows.jsonl"}
 """The least that a recipe needs."""

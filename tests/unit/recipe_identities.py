@@ -14,7 +14,8 @@ from recipe_cases import recipe
 from kitchen_assets.kitchen import BUILT_IN_RECIPES
 from kitchen_resources.recipes.files import load_recipe
 from kitchen_resources.recipes.identity import Identity, Start, identify
-from kitchen_resources.recipes.recipe import Recipe, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Resolution
 from kitchen_resources.training.trl.arguments import OPTIMIZERS

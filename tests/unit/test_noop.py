@@ -15,7 +15,8 @@ import pytest
 from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import simulated_base
 from kitchen_resources.training.noop import STATE_FILE, NoopTrainer
 from kitchen_resources.training.plan import make_plan

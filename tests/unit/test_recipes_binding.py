@@ -8,7 +8,8 @@ from recipe_cases import BLOCKS, NAMED, OTHER, launch, launched, nested, paths, 
 from kitchen_resources.recipes.binding import bind, rebind
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig, RowLimits
 from kitchen_resources.recipes.fields import recipe_field
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 DEFAULTS = SupervisedRecipe(lora=LoraConfig(), evaluations=[EvaluationConfig()])
 

@@ -13,7 +13,8 @@ from kitchen_assets.kitchen import Kitchen
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": (

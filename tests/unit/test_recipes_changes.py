@@ -12,7 +12,8 @@ from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.blocks import Block
 from kitchen_resources.recipes.fields import recipe_field
 from kitchen_resources.recipes.identity import changes
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 
 def stored(made: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from recipe_cases import BLOCKS, NAMED, launch, paths, recipe
 from kitchen_assets.kitchen import Kitchen
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipe
-from kitchen_resources.recipes.recipe import RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
 from kitchen_resources.recipes.rules import check_values, field_names
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^```(?P<language>\w+) ?(?P<mark>\w*)\n(?P<text>.*?)^```$", re.M | re.S)

@@ -9,8 +9,8 @@ import yaml
 from recipe_cases import OTHER, nested, paths, recipe, value_at
 
 from kitchen_resources.recipes.fields import FieldFacts, facts_of, recipe_field
-from kitchen_resources.recipes.recipe import SupervisedRecipe
 from kitchen_resources.recipes.rules import check_values
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 UNBOUNDED: set[str] = set()
 """Numeric fields that may be any finite number: a metric's value."""

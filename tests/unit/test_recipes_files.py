@@ -11,8 +11,9 @@ from kitchen_assets.kitchen import BUILT_IN_RECIPES, Kitchen, built_in
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.binding import unknown_field
 from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipe, load_recipes, recipe_folder
-from kitchen_resources.recipes.recipe import Recipe, SupervisedRecipe, Timetable
+from kitchen_resources.recipes.recipe import Recipe, Timetable
 from kitchen_resources.recipes.rules import check_values, measured_metrics
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 METHODS: dict[str, type[Recipe]] = {"supervised": SupervisedRecipe}
 HEAD = "workflow: supervised\nmodel: m\ndataset: d\n"

@@ -12,7 +12,7 @@ from recipe_identities import BASE, FINGERPRINTS, committed, identity, plan, res
 from kitchen_resources.recipes.binding import rebind
 from kitchen_resources.recipes.blocks import LoraConfig
 from kitchen_resources.recipes.identity import IDENTITY_VERSION, Identity
-from kitchen_resources.recipes.recipe import SupervisedRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 STORED: dict[str, Any] = json.loads(FINGERPRINTS.read_text())
 

@@ -7,7 +7,7 @@ from recipe_cases import NAMED, recipe
 
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, SupervisedRecipe
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.rules import (
     check_values,
     field_names,
@@ -15,6 +15,7 @@ from kitchen_resources.recipes.rules import (
     measured_metrics,
     refuse,
 )
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 
 MATCH = {"name": "match", "dataset": "held_out", "scorer": "exact_match"}
 
