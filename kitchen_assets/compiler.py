@@ -21,15 +21,16 @@ class RecipeAssets:
         workflow: How it is trained.
         recipe: What is trained; its definition gives the name.
         location: Name of the code location, part of names that are shared across an instance.
-        upstream: The recipe whose registered model is the base, or "".
+        upstream: Names of the recipes whose registered models it reads, and of those that they read, nearest first.
     """
 
-    def __init__(self, workflow: Workflow, recipe: Recipe, location: str) -> None:
+    def __init__(self, workflow: Workflow, recipe: Recipe, location: str, upstream: Sequence[str] = ()) -> None:
         self.workflow = workflow
         self.recipe = recipe
         self.name = recipe.definition.name
         self._location = location
-        self._keys = resource_keys(self.name)
+        self._keys = resource_keys(self.name, *upstream)
+        self._upstream = upstream
 
     # Definitions.
 
@@ -73,6 +74,28 @@ class RecipeAssets:
             )
         return jobs
 
+    def chain(self) -> list[Any]:
+        """A job for each recipe that this one reads the model of: it runs that one and then this, in one run."""
+        return [
+            dg.define_asset_job(
+                f"{name}_then_{self.name}",
+                selection=self._chained(name),
+                description=f"Runs {name} to its registered model, and {self.name} from that.",
+                tags={**self._tags("training"), "kitchen/recipe": self.name},
+            )
+            for name in read_recipes(self.recipe)
+        ]
+
+    def _chained(self, name: str) -> dg.AssetSelection:
+        stages = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        gates = [check for definition in self.checks() for check in definition.check_keys]
+        registered = dg.AssetKey([name, "registered_model"])
+        within = dg.AssetSelection.key_prefixes([name])
+        first = within & dg.AssetSelection.assets(registered).upstream().materializable()
+        own = dg.AssetSelection.assets(*(self.key(stage) for stage in stages))
+        gates.append(dg.AssetCheckKey(registered, "promotion_gate"))
+        return (first | own) - dg.AssetSelection.checks(*gates)
+
     def schedules(self) -> list[dg.ScheduleDefinition]:
         """The recipe's own schedule, off until it is switched on."""
         timetable = self.recipe.definition.schedule
@@ -109,16 +132,21 @@ class RecipeAssets:
             )
         return self._loop(step, after) if isinstance(step, Loop) else self._stage(step, after)
 
+    def _read_models(self) -> list[dg.AssetKey]:
+        """The registered models of other recipes that this one is trained from: the edges of its lineage to them."""
+        return [dg.AssetKey([name, "registered_model"]) for name in read_recipes(self.recipe)]
+
     def checkpoint_partitions(self) -> dg.DynamicPartitionsDefinition:
         """The partitions of the recipe's checkpoints."""
         return dg.DynamicPartitionsDefinition(name=partitions_name(self._location, self.name))
 
     def _stage(self, step: Stage, after: Sequence[str]) -> dg.AssetsDefinition:
         key = self.key(step.name)
+        read = self._read_models() if step.reads_models and step.group == "datasets" else []
 
         @dg.asset(
             key=key,
-            deps=[self.key(name) for name in after],
+            deps=[*(self.key(name) for name in after), *read],
             description=step.description,
             group_name=step.group,
             kinds=set(step.kinds),
@@ -130,7 +158,7 @@ class RecipeAssets:
             output_required=not step.optional,
         )
         def compiled(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads a return annotation
-            result = self._run(context, step.name, step.execute)
+            result = self._run(context, step.name, step.execute, reads_models=step.reads_models)
             if result is None:
                 return
             yield dg.MaterializeResult(
@@ -145,9 +173,14 @@ class RecipeAssets:
     def _loop(self, step: Loop, after: Sequence[str]) -> dg.AssetsDefinition:
         prefix = f"{self.name}__"
 
+        ins = {
+            **{name: self.key(name) for name in after},
+            **{f"{key.path[0]}__{key.path[-1]}": key for key in self._read_models()},
+        }
+
         @dg.op(
             name=f"{prefix}{step.plan.__name__}",
-            ins={name: dg.In(dg.Nothing) for name in after},
+            ins={name: dg.In(dg.Nothing) for name in ins},
             out={step.turn_name: dg.DynamicOut(int, io_manager_key="epoch_references")},
             required_resource_keys=self._keys,
             description=described_op(step.plan),
@@ -177,21 +210,19 @@ class RecipeAssets:
             result = self._run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
             yield versioned_output(result.data_version, result.metadata)
 
-        names = list(after)
-
         def compose(**ins: Any) -> Any:
             planned = plan(**ins)
             return finish(planned.map(turn).collect())
 
         # Dagster reads the inputs of a graph from the function's signature.
         compose.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ins]
         )
         compose.__name__ = step.name
         asset = dg.graph_asset(
             name=step.name,
             key_prefix=[self.name],
-            ins={name: dg.AssetIn(key=self.key(name), dagster_type=dg.Nothing) for name in names},
+            ins={name: dg.AssetIn(key=key, dagster_type=dg.Nothing) for name, key in ins.items()},
             description=step.description,
             group_name=step.group,
             kinds=set(step.kinds),
@@ -221,7 +252,7 @@ class RecipeAssets:
 
     # Running.
 
-    def _run(self, context: Any, name: str, work: Callable[..., Any]) -> Any:
+    def _run(self, context: Any, name: str, work: Callable[..., Any], *, reads_models: bool = True) -> Any:
         return run_stage(
             context,
             self.name,
@@ -230,6 +261,7 @@ class RecipeAssets:
             name,
             is_last=name == self._last_stage(context),
             needs_preflight=name not in {step.name for step in self.workflow.promotion},
+            reads_models=reads_models,
             work=work,
         )
 
@@ -272,6 +304,12 @@ class RecipeAssets:
         if path:
             places.append((path, int(line), f"recipe {self.name}"))
         return code_references(places)
+
+
+def read_recipes(recipe: Recipe) -> list[str]:
+    """Names of the recipes whose registered models a recipe reads by its definition, each once."""
+    named = (recipe.definition.base_from, recipe.definition.teacher_from)
+    return list(dict.fromkeys(name.partition("@")[0] for name in named if name))
 
 
 def partitions_name(location: str, recipe_name: str) -> str:

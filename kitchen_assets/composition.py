@@ -68,6 +68,7 @@ class Stage:
         checks: Names of its blocking checks.
         after: Names of the assets it needs; None for the stage before it in the list.
         optional: Whether it may return None, and leave the asset as it is.
+        reads_models: Whether it reads the base model, and so waits for the recipe that this one builds on.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Stage:
     checks: tuple[str, ...] = ()
     after: tuple[str, ...] | None = None
     optional: bool = False
+    reads_models: bool = True
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def stage(
     checks: Sequence[str] = (),
     after: Sequence[str] | None = None,
     optional: bool = False,
+    reads_models: bool = True,
 ) -> Callable[[Callable[[StageContext], StageResult | None]], Stage]:
     """Make a stage of a function; its name and docstring are the asset's."""
 
@@ -193,6 +196,7 @@ def stage(
             checks=tuple(checks),
             after=None if after is None else tuple(after),
             optional=optional,
+            reads_models=reads_models,
         )
 
     return make

@@ -1,6 +1,6 @@
 """What a stage is given: the launch, and Dagster's log, tags and events."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -47,6 +47,12 @@ class StageContext:
         """Tag the run."""
         self._context.instance.add_run_tags(self.run_id, dict(tags))
 
+    def makes(self, recipes: Iterable[str]) -> bool:
+        """Whether this run also makes the registered models of all these recipes."""
+        selected = self._context.run.asset_selection or ()
+        names = (name.partition("@")[0] for name in recipes)
+        return all(dg.AssetKey([name, "registered_model"]) in selected for name in names)
+
     def log_event(self, event: dg.AssetMaterialization) -> None:
         """Report a materialization that happened on the way."""
         self._context.log_event(event)
@@ -74,7 +80,6 @@ def open_launch(resources: Any, recipe_name: str, *, run_id: str, root_id: str) 
         run_id: The Dagster run.
         root_id: The run that it re-executes, or itself.
     """
-    recipe: Recipe = getattr(resources, recipe_name)
     blobs = resources.blobs.adapter()
     ports = Ports(
         trainer=resources.trainer.live(),
@@ -84,9 +89,19 @@ def open_launch(resources: Any, recipe_name: str, *, run_id: str, root_id: str) 
         registry=resources.registry.adapter(blobs),
         telemetry=resources.telemetry.adapter(),
     )
-    return Launch(recipe, ports, run_id=run_id, root_id=root_id)
+
+    def opened(recipe: Recipe) -> Launch:
+        return Launch(
+            recipe,
+            ports,
+            run_id=run_id,
+            root_id=root_id,
+            upstream=lambda name: opened(getattr(resources, name)),
+        )
+
+    return opened(getattr(resources, recipe_name))
 
 
-def resource_keys(recipe_name: str) -> set[str]:
-    """The resources that a stage of a recipe needs."""
-    return {recipe_name, *RESOURCE_KEYS}
+def resource_keys(*recipe_names: str) -> set[str]:
+    """The resources that a stage needs: its recipe, those that it builds on, and the ports."""
+    return {*recipe_names, *RESOURCE_KEYS}

@@ -13,7 +13,7 @@ import dagster as dg
 
 from kitchen_assets.context import open_launch
 from kitchen_assets.execution import KitchenFailure
-from kitchen_assets.kitchen import Kitchen, built_in, default_resources
+from kitchen_assets.kitchen import Kitchen, built_in, default_resources, upstream_recipes
 from kitchen_assets.quiet import undisturbed
 from kitchen_assets.results import RunResult, collect
 from kitchen_resources.blobs.resource import default_store, store_is_chosen
@@ -181,7 +181,11 @@ def _prepare(
             configured[key] = {"config": dict(value)}
         else:
             bound[key] = value
-    kitchen = replace(kitchen, recipes={name: recipe}, resources={**kitchen.resources, **bound})
+    known = {**built_in().bound_recipes(), **kitchen.bound_recipes(), name: recipe}
+    needed = [name, *upstream_recipes(name, known)]
+    kitchen = replace(
+        kitchen, recipes={each: known[each] for each in needed}, resources={**kitchen.resources, **bound}
+    )
     run_config = {"resources": configured} if configured else {}
     _require_valid(kitchen, name, run_config)
     return kitchen, recipe, run_config
@@ -201,7 +205,7 @@ def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -
 def _launch(kitchen: Kitchen, recipe: Recipe, run_config: Mapping[str, Any], *, run_id: str) -> Iterator[Launch]:
     """A launch outside Dagster's execution, with the same resources and config."""
     name = recipe.definition.name
-    definitions = {**default_resources(), **kitchen.resources, name: recipe}
+    definitions = {**default_resources(), **kitchen.resources, **kitchen.bound_recipes(), name: recipe}
     with dg.build_resources(definitions, resource_config=dict(run_config.get("resources", {}))) as resources:
         yield open_launch(resources, name, run_id=run_id, root_id=run_id)
 

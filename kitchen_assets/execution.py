@@ -10,7 +10,8 @@ import dagster as dg
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_resources.errors import ConfigError, KitchenError
-from kitchen_resources.training.preflight import preflight
+from kitchen_resources.training.preflight import check_recipe, preflight
+from kitchen_resources.training.upstream import missing_upstreams, require_known, require_upstreams
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ def run_stage(
     *,
     is_last: bool,
     needs_preflight: bool,
+    reads_models: bool,
     work: Callable[[StageContext], T],
 ) -> T:
     """Run one stage of a launch.
@@ -40,6 +42,8 @@ def run_stage(
         stage: Name of the stage.
         is_last: Whether the run is over when this stage is.
         needs_preflight: Whether the launch must pass preflight first; a promotion trains nothing.
+        reads_models: Whether it reads base, reference or teacher; else a recipe that this one builds on may be trained
+            after it.
         work: The stage.
 
     Raises:
@@ -53,7 +57,7 @@ def run_stage(
         raise KitchenFailure(error) from None
     with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
         if needs_preflight:
-            _preflight_once(kitchen)
+            _preflight_once(kitchen, reads_models=reads_models)
         result = work(kitchen)
         blocked.extend(_failed_checks(result))
         return result
@@ -87,12 +91,23 @@ def refuse_environment(run_config: Any, path: str = "run config") -> None:
             refuse_environment(value, f"{path}.{index}")
 
 
-def _preflight_once(kitchen: StageContext) -> None:
-    """Preflight is the first thing that a run does; the run's later stages find it noted."""
+def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
+    """Preflight is the first thing that a run does; the run's later stages find it noted.
+
+    What depends on a model that another recipe has yet to make is checked by the first stage that reads it.
+    """
     noted = kitchen.launch.read("preflight")
     if noted is not None and noted["run"] == kitchen.run_id:
         return
     try:
+        missing = missing_upstreams(kitchen.launch)
+        if missing and not reads_models:
+            if not kitchen.makes(missing.values()):
+                require_known(kitchen.launch, missing)
+            check_recipe(kitchen.launch)
+            kitchen.say(f"to be trained first: {', '.join(sorted(set(missing.values())))}")
+            return
+        require_upstreams(kitchen.launch, _Sayer(kitchen))
         report = preflight(kitchen.launch)
     except KitchenError as error:
         kitchen.tag({REFUSED: type(error).__name__})
@@ -147,6 +162,20 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
         stop(error)
         raise
     stop(None)
+
+
+class _Sayer:
+    """Tells the run's log of the training of another recipe; its checkpoints are reported by its own runs."""
+
+    def __init__(self, kitchen: StageContext) -> None:
+        self._kitchen = kitchen
+
+    def say(self, message: str) -> None:
+        """See `Observer.say`."""
+        self._kitchen.say(message)
+
+    def published(self, entry: object) -> None:
+        """See `Observer.published`."""
 
 
 class KitchenFailure(dg.Failure):

@@ -74,7 +74,8 @@ class Kitchen:
         """Every recipe with the workflow that trains it."""
         workflows = self.known_workflows()
         made = []
-        for name, recipe in self.bound_recipes().items():
+        bound = self.bound_recipes()
+        for name, recipe in bound.items():
             if recipe.method not in workflows:
                 known = ", ".join(sorted(workflows))
                 raise ConfigError(
@@ -82,7 +83,7 @@ class Kitchen:
                     where=f"recipe {name}",
                     fix=f"one of {known}, or pass yours",
                 )
-            made.append(RecipeAssets(workflows[recipe.method], recipe, self.name))
+            made.append(RecipeAssets(workflows[recipe.method], recipe, self.name, upstream_recipes(name, bound)))
         return made
 
     def definitions(self) -> dg.Definitions:
@@ -91,7 +92,7 @@ class Kitchen:
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[job for recipe in compiled for job in recipe.jobs()],
+            jobs=[job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain())],
             schedules=[schedule for recipe in compiled for schedule in recipe.schedules()],
             resources={
                 **default_resources(),
@@ -101,6 +102,40 @@ class Kitchen:
             },
             executor=kitchen_executor,
         )
+
+
+def upstream_recipes(name: str, recipes: Mapping[str, Recipe]) -> list[str]:
+    """The recipes that one builds on, and those that they build on, nearest first.
+
+    Raises:
+        ConfigError: It names one that isn't there, or a recipe builds on itself.
+    """
+    found: list[str] = []
+    waiting: list[tuple[str, tuple[str, ...]]] = [(name, (name,))]
+    while waiting:
+        current, path = waiting.pop(0)
+        for role, named in (
+            ("base_from", recipes[current].definition.base_from),
+            ("teacher_from", recipes[current].definition.teacher_from),
+        ):
+            other = named.partition("@")[0]
+            if not other:
+                continue
+            where = recipes[current].definition.source or f"recipe {current}"
+            if other not in recipes:
+                raise ConfigError(
+                    f"{role} names the recipe {other!r}, which isn't there",
+                    where=where,
+                    fix=f"one of {', '.join(sorted(recipes))}",
+                )
+            if other in path:
+                raise ConfigError(
+                    f"builds on itself: {' <- '.join((*path, other))}", where=where, fix=f"remove {role}"
+                )
+            if other not in found:
+                found.append(other)
+            waiting.append((other, (*path, other)))
+    return found
 
 
 def built_in() -> Kitchen:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kitchen_resources.evaluation.final import FinalEvaluation, final_from_json
 from kitchen_resources.launch import Launch
-from kitchen_resources.training.exporting import files_from_json, write_model_folder
+from kitchen_resources.training.model_files import files_from_json, write_model_folder
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import CheckpointError, ConfigError, LeaseHeld
 from kitchen_resources.registry.port import ModelVersion
 from kitchen_resources.registry.store import StoreRegistry
-from kitchen_resources.training.exporting import export_stored_checkpoint, write_model_folder
+from kitchen_resources.training.exporting import export_stored_checkpoint
+from kitchen_resources.training.model_files import write_model_folder
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,10 @@ class TrainingDiverged(KitchenError):
     """A loss, gradient norm or weight is not finite. The same bits would diverge again, so it is not retried."""
 
 
+class EpisodesFailed(KitchenError):
+    """An environment or a reward fails on more episodes than a recipe allows; the same episodes would fail again."""
+
+
 class OutOfMemory(KitchenError):
     """The device or the host ran out of memory; the message names what to lower."""
 

@@ -6,7 +6,7 @@ that runs alone works it out again by the same functions.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -25,12 +25,15 @@ from kitchen_resources.datasets.prepare import (
 from kitchen_resources.datasets.renderers import RecipeRenderer, make_renderer
 from kitchen_resources.datasets.report import RowReport
 from kitchen_resources.digests import canonical_json, digest_bytes
-from kitchen_resources.errors import CapabilityError
+from kitchen_resources.environments.options import identity_of
+from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.training.base_models import resolve_base, simulated_base
 from kitchen_resources.training.port import BaseModel, Resolution
+from kitchen_resources.training.registered import REGISTERED, registered_base
 
 
 class Launch:
@@ -41,14 +44,24 @@ class Launch:
         ports: Adapters.
         run_id: This Dagster run.
         root_id: The run that this one re-executes, or itself.
+        upstream: The launch, in the same run, of a recipe that this one builds on, by its name.
     """
 
-    def __init__(self, recipe: Recipe, ports: Ports, *, run_id: str, root_id: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        ports: Ports,
+        *,
+        run_id: str,
+        root_id: str | None = None,
+        upstream: "Callable[[str], Launch] | None" = None,
+    ) -> None:
         self.recipe = recipe
         self.name = recipe.definition.name or recipe.method
         self.ports = ports
         self.run_id = run_id
         self.root_id = root_id or run_id
+        self._upstream = upstream
         self.content = ContentStore(ports.blobs)
         self.checkpoints = CheckpointStore(ports.blobs)
         self.cache = ports.blobs.scratch() / "cache"
@@ -61,14 +74,68 @@ class Launch:
     @cached_property
     def base(self) -> BaseModel:
         """The base model, in a local folder."""
-        pinned = self.read("base")
-        reference = self.recipe.model
-        if pinned is not None and pinned["reference"] == reference and pinned["revision"]:
-            # The commit that the launch started with: a branch may have moved since.
-            reference = f"{reference.partition('@')[0]}@{pinned['revision']}"
-        if self.simulated and not _is_local(reference):
-            return simulated_base(reference)
+        return self._model("base", self.recipe.model, self.recipe.definition.base_from)
+
+    @cached_property
+    def models(self) -> Mapping[str, BaseModel]:
+        """The models that training reads besides the base, by role: `reference`, `teacher`."""
+        return {role: self._model(role, *named) for role, named in self.recipe.companions().items()}
+
+    def besides(self) -> dict[str, Any]:
+        """What else than recipe, base and data moves the weights: reference, teacher, the environment's code."""
+        found: dict[str, Any] = {role: model.digest for role, model in self.models.items()}
+        if isinstance(self.recipe, ReinforcementRecipe):
+            found["environment"] = identity_of(self.recipe.environment_spec())
+        return found
+
+    def upstreams(self) -> dict[str, str]:
+        """The recipes whose registered models this launch reads, by role."""
+        named = {"base": (self.recipe.model, self.recipe.definition.base_from), **self.recipe.companions()}
+        return {role: upstream for role, (model, upstream) in named.items() if upstream and not model.strip()}
+
+    def notes(self) -> list[str]:
+        """What a person should know of where the models come from."""
+        said = []
+        definition = self.recipe.definition
+        for role, named, upstream in (
+            ("model", self.recipe.model, definition.base_from),
+            ("teacher", getattr(self.recipe, "teacher", ""), definition.teacher_from),
+        ):
+            if upstream and named.strip():
+                said.append(f"{role} {named} is used, and not the registered model of recipe {upstream}")
+        for role, upstream in self.upstreams().items():
+            model = self.base if role == "base" else self.models[role]
+            said.append(f"the {role} is {model.reference} of recipe {upstream}")
+        return said
+
+    def upstream(self, name: str) -> "Launch":
+        """The launch of a recipe that this one builds on."""
+        if self._upstream is None:
+            raise ConfigError(
+                f"recipe {name} isn't known here", where=f"recipe {self.name}", fix=f"run the job {name} first"
+            )
+        return self._upstream(name)
+
+    def _model(self, role: str, named: str, upstream: str) -> BaseModel:
+        asked = named.strip() or f"{REGISTERED}{upstream}"
+        if self.simulated and not _is_local(asked):
+            return simulated_base(asked)
+        pinned = self.read(role)
+        # What the launch started with: a branch or an alias may have moved since.
+        reference = pinned["resolved"] if pinned is not None and pinned["asked"] == asked else asked
+        if reference.startswith(REGISTERED):
+            return registered_base(reference, self.ports.registry, self.content, self.cache, own=self.registered_here)
         return resolve_base(reference, self.cache)
+
+    def registered_here(self, name: str) -> int | None:
+        """The version of a model that this launch's run has registered itself, as one of a chain of recipes."""
+        found = [
+            key
+            for key in self.ports.blobs.list(f"launches/{self.root_id}/{name}-")
+            if key.endswith("/registered.json")
+        ]
+        versions = [json.loads(stored.data)["version"] for key in found if (stored := self.ports.blobs.get(key))]
+        return max(versions, default=None)
 
     @cached_property
     def raw(self) -> RawSplits:
@@ -83,7 +150,7 @@ class Launch:
     @cached_property
     def resolution(self) -> Resolution:
         """What the recipe comes to on this backend and machine."""
-        return self.ports.trainer.adapter.resolve(self.recipe, self.base)
+        return self.ports.trainer.adapter.resolve(self.recipe, self.base, self.models)
 
     def prepare(self) -> tuple[PreparedDataset, RowReport]:
         """Prepare the data, and note for the later stages of this launch which it is."""
@@ -105,7 +172,7 @@ class Launch:
                 fix="give each message the weight 0 or 1",
             )
         self.write("prepared", asdict(prepared))
-        self.pin_base()
+        self.pin_models()
         return prepared, report
 
     @cached_property
@@ -130,12 +197,17 @@ class Launch:
         rows = fetch_training_rows(self.content, prepared, path)
         rendering = self.rendering
         template = None if rendering.own_template else rendering.template
-        return LocalDataset(**{**vars(rows), "extra": {"chat_template": template}})
+        extra = {"chat_template": template, "template": rendering.template}
+        return LocalDataset(**{**vars(rows), "extra": extra})
 
-    def pin_base(self) -> None:
-        """Note which base model this launch works with."""
-        base = self.base
-        self.write("base", {"reference": self.recipe.model, "digest": base.digest, "revision": base.revision})
+    def pin_models(self) -> None:
+        """Note which base, reference and teacher this launch works with."""
+        named = {"base": (self.recipe.model, self.recipe.definition.base_from), **self.recipe.companions()}
+        for role, model in {"base": self.base, **self.models}.items():
+            name, upstream = named[role]
+            resolved = f"{model.reference.partition('@')[0]}@{model.revision}" if model.revision else model.reference
+            asked = name.strip() or f"{REGISTERED}{upstream}"
+            self.write(role, {"asked": asked, "resolved": resolved, "digest": model.digest})
 
     def known_runs(self) -> list[dict[str, Any]]:
         """All runs of this recipe, oldest first: fingerprint, identity, time of the first launch."""

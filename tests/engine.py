@@ -6,6 +6,7 @@ Ten rows in batches of four make epochs of three steps, the last with two rows; 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from kitchen_resources.blobs.content import StoredFile
@@ -86,8 +87,8 @@ class UnmarkedTrainer(NoopTrainer):
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities(), simulated=False)
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
-        resolution = super().resolve(recipe, base)
+    def resolve(self, recipe: Recipe, base: BaseModel, models: Any = MappingProxyType({})) -> Resolution:
+        resolution = super().resolve(recipe, base, models)
         return replace(resolution, values={**resolution.values, "attention": "eager"})
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kitchen_resources.blobs.memory import MemoryBlobs
@@ -38,8 +39,8 @@ class PretendingTrainer(NoopTrainer):
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities(), backend="pretending", simulated=False)
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
-        resolution = super().resolve(recipe, base)
+    def resolve(self, recipe: Recipe, base: BaseModel, models: Any = MappingProxyType({})) -> Resolution:
+        resolution = super().resolve(recipe, base, models)
         values = {**resolution.values, "precision": "fp32", "attention": "sdpa", "weight_dtype": "float32"}
         return replace(resolution, values=values, device="cpu", threads=3)
 

@@ -19,7 +19,7 @@ _PREVIEW = 5
 ROW_CHECKS = tuple(f"rows_{kind}" for kind in KINDS)
 
 
-@stage(group="datasets", kinds=("huggingface", "json"))
+@stage(group="datasets", kinds=("huggingface", "json"), reads_models=False)
 def raw(kitchen: StageContext) -> StageResult:
     """The rows as they are, before any change: every one can be read, and they are known by their digest."""
     splits = kitchen.launch.raw

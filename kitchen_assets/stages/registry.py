@@ -92,4 +92,4 @@ def _verdict(kitchen: StageContext) -> Verdict:
     registry = kitchen.launch.ports.registry
     number = registry.alias(kitchen.name, PRODUCTION)
     in_production = registry.get(kitchen.name, number) if number is not None else None
-    return judge(kitchen.recipe.definition.promotion, _candidate(kitchen), in_production)
+    return judge(kitchen.recipe.promotion, _candidate(kitchen), in_production)

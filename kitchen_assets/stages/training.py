@@ -9,7 +9,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.stages.checkpoints import CheckpointEvents
 from kitchen_assets.tables import loss_plot
 from kitchen_resources.registry.port import ModelFiles
-from kitchen_resources.training.exporting import export_checkpoint, files_as_json
+from kitchen_resources.training.exporting import export_checkpoint, note_model
 from kitchen_resources.training.port import StepMetrics
 from kitchen_resources.training.run import Finished, TrainingRun
 
@@ -38,16 +38,7 @@ def finish_training(kitchen: StageContext, steps: list[int]) -> StageResult:
     CheckpointEvents(kitchen).reconcile(run.fingerprint, finished.head)
     model = export_checkpoint(kitchen.launch, run.job(), finished.selected, kitchen.recipe.export)
     done = sum(steps) + finished.steps_done
-    kitchen.launch.write(
-        "model",
-        {
-            "fingerprint": run.fingerprint,
-            "step": finished.selected.step,
-            "epoch": finished.selected.epoch,
-            "manifest": finished.selected.manifest,
-            "files": files_as_json(model),
-        },
-    )
+    note_model(kitchen.launch, run.fingerprint, finished.selected, model)
     kitchen.launch.write(f"steps-{kitchen.run_id}", {"optimizer_steps": done})
     return StageResult(data_version=model.digest, metadata=_metadata(kitchen, run, finished, model, done))
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-Shape = Literal["messages", "prompt_completion", "text"]
+Shape = Literal["messages", "prompt_completion", "text", "preference"]
+
+Answer = str | tuple[Mapping[str, Any], ...]
+"""Raw text after raw text, or a message after messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,19 @@ class DatasetStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row brought to one of three shapes.
+    """A row brought to one of the shapes.
 
     Attributes:
         row_id: Number of the raw row.
         where: Its place, for messages.
         shape: Which of the fields below are set.
-        messages: Chat messages: dicts with role, content, and what else the template reads.
+        messages: Chat messages: dicts with role, content, and what else the template reads; of a pair, its prompt.
         tools: Tool definitions that the template shows the model.
-        prompt: Raw text before the completion.
+        prompt: Raw text before the completion, or before both answers of a pair.
         completion: Raw text to learn.
         text: Raw text, learned whole.
+        chosen: The better answer of a pair: one message after `messages`, or raw text after `prompt`.
+        rejected: The worse one, likewise.
     """
 
     row_id: int
@@ -89,6 +94,8 @@ class Example:
     prompt: str = ""
     completion: str = ""
     text: str = ""
+    chosen: Answer = ""
+    rejected: Answer = ""
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,10 @@ class PreparedSplit:
     Attributes:
         blob: sha256 of the Parquet file.
         rows: Number of rows.
-        tokens: Number of tokens.
+        tokens: Number of tokens; of a pair, its prompt once and both answers.
         trained_tokens: Number of tokens with a loss.
-        digest: sha256 over the tokens and loss weights of all rows, in order; independent of the file format.
+        digest: sha256 over the tokens and loss weights of all rows, in order; of pairs, over the tokens of prompt and
+            answers. Independent of the file format.
     """
 
     blob: str
@@ -151,7 +159,8 @@ class LocalDataset:
     """Prepared rows in a local Parquet file.
 
     Columns: `input_ids` and `labels` (lists of int, -100 where nothing is learned), and `row_id` (int), or for
-    packs `row_ids` and `seq_lengths` (lists of int).
+    packs `row_ids` and `seq_lengths` (lists of int). Of pairs `prompt_ids`, `chosen_ids`, `rejected_ids` (lists of
+    int) and `row_id`.
 
     Attributes:
         path: The file, read-only.

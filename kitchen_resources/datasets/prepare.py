@@ -248,7 +248,7 @@ def _normalize(
     rows = 0
     with path.open("w", encoding="utf-8") as stream:
         for outcome in normalized_examples(
-            raw, recipe.columns, recipe.max_rows if not named else None, conversational
+            raw, recipe.columns, recipe.max_rows if not named else None, conversational, recipe.method
         ):
             rows += 1
             if isinstance(outcome, Example):
@@ -269,8 +269,10 @@ def read_examples(path: Path) -> Iterator[Example]:
     """Examples that `_normalize` wrote."""
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            value = json.loads(line)
-            yield Example(**{**value, "messages": tuple(value["messages"]), "tools": tuple(value["tools"])})
+            # JSON has no tuples; no other field of an example is a list.
+            value: dict[str, Any] = json.loads(line)
+            value.update({name: tuple(item) for name, item in value.items() if isinstance(item, list)})
+            yield Example(**value)
 
 
 def _find_duplicates(report: RowReport, path: Path, contents: Any) -> None:

@@ -6,11 +6,20 @@ from kitchen_resources.datasets.port import Example
 
 
 def question_of(example: Example, renderer: Any) -> tuple[list[int], str | None]:
-    """What to give the model of a row, and what it should answer; None where there is no answer to compare."""
+    """What to give the model of a row, and what it should answer; None where there is no answer to compare.
+
+    Of a pair the answer is the chosen one.
+    """
     if example.shape == "messages":
         *asked, last = example.messages
         if asked and last.get("role") == "assistant" and isinstance(last.get("content"), str):
             return renderer.generation_prompt(asked, tools=list(example.tools) or None), last["content"]
     if example.shape == "prompt_completion":
         return renderer.raw_prompt(example.prompt), example.completion
+    if example.shape == "preference":
+        if isinstance(example.chosen, str):
+            return renderer.raw_prompt(example.prompt), example.chosen
+        if isinstance(example.chosen[-1].get("content"), str):
+            asked = renderer.generation_prompt(list(example.messages), tools=list(example.tools) or None)
+            return asked, example.chosen[-1]["content"]
     return [], None

@@ -58,3 +58,12 @@ def make_renderer(recipe: Recipe, base: BaseModel) -> RecipeRenderer:
         rendering={"tokenizer": identity, **renderer.describe()},
         simulated=base.folder is None,
     )
+
+
+def renderer_of(base: BaseModel, template: str | None) -> Any:
+    """A renderer of prompts for a model, with the chat template that its rows were rendered with; None for raw text."""
+    from kitchen_resources.datasets.rendering import Renderer
+    from kitchen_resources.datasets.templating import load_tokenizer
+
+    assert base.folder is not None
+    return Renderer(load_tokenizer(base.folder), train_on="last_assistant_message", template=template)

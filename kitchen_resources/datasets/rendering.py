@@ -20,6 +20,8 @@ from kitchen_resources.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from kitchen_resources.datasets.dialogue import Dialogue
+
 __all__ = ["TRAIN_ON", "Rendered", "Renderer"]
 
 RENDERING_VERSION = 1
@@ -87,6 +89,21 @@ class Renderer:
         self.pad_token = ensure_pad_token(tokenizer)
         self.pad_token_id = int(tokenizer.pad_token_id)
         self._chat = _Chat(tokenizer, template) if template is not None else None
+
+    @property
+    def conversational(self) -> bool:
+        """Whether there is a chat template."""
+        return self._chat is not None
+
+    def dialogue(self) -> "Dialogue":
+        """Conversations that go on while they are sampled.
+
+        Raises:
+            ConfigError: No token ends a turn.
+        """
+        from kitchen_resources.datasets.dialogue import Dialogue
+
+        return Dialogue(self)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

@@ -41,6 +41,46 @@ class Finding:
 
 
 @dataclass
+class PairLengths:
+    """How the lengths of chosen and rejected answers differ.
+
+    A model can learn to write more where the chosen answers are the longer ones (Singhal et al. 2023,
+    arXiv:2310.03716), and its accuracy on held-out pairs is then no sign of better answers.
+    """
+
+    pairs: int = 0
+    chosen_longer: int = 0
+    same_length: int = 0
+    chosen_tokens: int = 0
+    rejected_tokens: int = 0
+
+    def add(self, chosen: int, rejected: int) -> None:
+        """Count a pair whose answers have so many tokens."""
+        self.pairs += 1
+        self.chosen_longer += chosen > rejected
+        self.same_length += chosen == rejected
+        self.chosen_tokens += chosen
+        self.rejected_tokens += rejected
+
+    def measures(self) -> dict[str, float]:
+        """What the lengths say of the pairs, of which there is at least one.
+
+        Returns:
+            `pairs`: their number. `chosen_longer`, `same_length`: shares. `mean_chosen_tokens`, `mean_rejected_tokens`.
+            `longer_accuracy`: share that a reader gets right who always takes the longer answer, and tosses a coin where
+            there is none; 0.5 is no bias.
+        """
+        return {
+            "pairs": self.pairs,
+            "chosen_longer": self.chosen_longer / self.pairs,
+            "same_length": self.same_length / self.pairs,
+            "mean_chosen_tokens": self.chosen_tokens / self.pairs,
+            "mean_rejected_tokens": self.rejected_tokens / self.pairs,
+            "longer_accuracy": (self.chosen_longer + self.same_length / 2) / self.pairs,
+        }
+
+
+@dataclass
 class RowReport:
     """See the module.
 
@@ -55,7 +95,8 @@ class RowReport:
         longest: Tokens of the longest row, before it was cut.
         lengths: Rows by length in tokens: upper bound -> count, in powers of two.
         findings: By kind.
-        samples: A few training rows: id, what the model reads, what it learns.
+        samples: A few training rows: id, what the model reads, what it learns; of pairs prompt, chosen and rejected.
+        pairs: Of preference pairs, what their lengths give away: see `PairLengths.measures`. Else empty.
     """
 
     shape: str = ""
@@ -69,6 +110,7 @@ class RowReport:
     lengths: dict[int, int] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=lambda: {kind: Finding(kind) for kind in KINDS})
     samples: list[dict[str, Any]] = field(default_factory=list)
+    pairs: dict[str, float] = field(default_factory=dict)
 
     def count_length(self, tokens: int) -> None:
         """Add a row's length to the histogram."""
@@ -104,11 +146,12 @@ class RowReport:
             )
 
     def as_json(self) -> dict[str, Any]:
-        """The report as stored."""
-        return {
+        """The report as stored: without what its rows have no use for, so that it is the same as it was before."""
+        stored = {
             **asdict(self),
             "lengths": {str(bound): count for bound, count in sorted(self.lengths.items())},
         }
+        return stored if self.pairs else {name: value for name, value in stored.items() if name != "pairs"}
 
 
 def report_from_json(value: Mapping[str, Any]) -> RowReport:

@@ -1,4 +1,4 @@
-"""Row by row: raw rows to examples, and examples to rendered rows of a Parquet file."""
+"""Row by row: raw rows to examples, and examples to prepared rows of a Parquet file."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.datasets.port import Example, PreparedSplit, RawDataset, RawRow
-from kitchen_resources.datasets.questions import question_of
 from kitchen_resources.datasets.report import RowReport
+from kitchen_resources.datasets.row_kinds import row_kind
 from kitchen_resources.datasets.schemas import invalid_rows
 from kitchen_resources.datasets.shapes import Normalize, RowProblem, shape_of
 from kitchen_resources.errors import DataError
@@ -25,9 +25,20 @@ Outcome = Example | tuple[RawRow, str]
 
 
 def normalized_examples(
-    raw: RawDataset, columns: Mapping[str, str], max_rows: int | None, conversational: bool
+    raw: RawDataset,
+    columns: Mapping[str, str],
+    max_rows: int | None,
+    conversational: bool,
+    method: str = "supervised",
 ) -> Iterator[Outcome]:
     """The rows of a data set as examples, in order, checked against the schema in chunks of 1,000.
+
+    Args:
+        raw: The data set.
+        columns: The recipe's names of its columns.
+        max_rows: Read no more rows than these; None for all.
+        conversational: Whether prompts and answers become conversations.
+        method: The recipe's, which says what shapes its rows may have.
 
     Raises:
         DataError: The columns are of no known shape, or a row can't be read at all.
@@ -37,7 +48,11 @@ def normalized_examples(
     while chunk := list(islice(rows, _CHUNK)):
         if normalize is None:
             normalize = shape_of(
-                chunk[0].value, columns, reference=f"dataset {raw.reference}", conversational=conversational
+                chunk[0].value,
+                columns,
+                reference=f"dataset {raw.reference}",
+                conversational=conversational,
+                method=method,
             )
         yield from _checked(chunk, normalize)
 
@@ -69,8 +84,7 @@ def _require_json(example: Example) -> None:
 class RowWriter:
     """Renders examples and writes them to a Parquet file, in row groups of 1,000.
 
-    Columns: row_id, where, input_ids, labels (-100 where nothing is learned), example (JSON); `weights` when they
-    may be fractional; and for held-out rows prompt_ids and expected (null where a row has no answer to compare).
+    Columns: row_id, where, those of the method's kind of rows (see `row_kinds`), and example (JSON).
     """
 
     def __init__(
@@ -87,13 +101,11 @@ class RowWriter:
         self.rows = 0
         self.tokens = 0
         self.trained_tokens = 0
-        self._recipe = recipe
-        self._renderer = renderer
+        self.fractional: tuple[int, str] | None = None
+        self._kind = row_kind(recipe, renderer, report, trained=trained)
         self._report = report
         self._trained = trained
         self._named = named
-        self.fractional: tuple[int, str] | None = None
-        self._weights = getattr(recipe, "train_on", "") == "customized"
         self._digest = hashlib.sha256()
         self._pending: list[dict[str, Any]] = []
         self._writer: Any = None
@@ -111,49 +123,29 @@ class RowWriter:
 
     def add(self, example: Example) -> None:
         """Render one example and write it; rows that can't be rendered or train nothing become findings."""
-        import numpy
-
         try:
-            rendered = self._render(example)
-            question = ([], None) if self._trained else question_of(example, self._renderer)
+            row = self._kind.render(example)
         except DataError as error:
             self._found("invalid", example, error.what)
             return
-        ids, weights = rendered.input_ids, rendered.weights
-        longest = self._recipe.max_length
         if self._trained:
-            self._report.count_length(len(ids))
-        if len(ids) > longest:
-            self._found("truncated", example, f"{len(ids)} tokens, max_length is {longest}")
-            self._report.cut_tokens += len(ids) - longest
-            ids, weights = ids[:longest], weights[:longest]
-        if not any(weights):
-            self._found("untrained", example, self._why_untrained(rendered))
+            self._report.count_length(row.length)
+        if row.truncated:
+            self._found("truncated", example, row.truncated)
+            self._report.cut_tokens += row.cut_tokens
+        if row.untrained:
+            self._found("untrained", example, row.untrained)
             return
-        row: dict[str, Any] = {
-            "row_id": example.row_id,
-            "where": example.where,
-            "input_ids": ids,
-            "labels": [token if weight else -100 for token, weight in zip(ids, weights, strict=True)],
-            "example": _example_json(example),
-        }
-        if self._weights:
-            row["weights"] = weights
-            if self.fractional is None and any(weight not in (0.0, 1.0) for weight in weights):
-                self.fractional = (example.row_id, example.where)
-        if not self._trained:
-            row["prompt_ids"], row["expected"] = question
+        if row.fractional and self.fractional is None:
+            self.fractional = (example.row_id, example.where)
         if self._trained and len(self._report.samples) < _SAMPLES:
-            learned = rendered.trained_text(self._renderer.tokenizer)
-            self._report.samples.append(
-                {"row_id": example.row_id, "text": rendered.text[:2000], "learned": learned[:2000]}
-            )
-        self._digest.update(len(ids).to_bytes(8, "little"))
-        self._digest.update(numpy.asarray(ids, "<i4").tobytes() + numpy.asarray(weights, "<f4").tobytes())
+            self._report.samples.append({"row_id": example.row_id, **row.sample()})
+        self._digest.update(row.digested)
         self.rows += 1
-        self.tokens += len(ids)
-        self.trained_tokens += sum(1 for weight in weights if weight)
-        self._pending.append(row)
+        self.tokens += row.tokens
+        self.trained_tokens += row.trained_tokens
+        place = {"row_id": example.row_id, "where": example.where, "example": _example_json(example)}
+        self._pending.append({**place, **row.columns})
         if len(self._pending) == _CHUNK:
             self._flush()
 
@@ -170,52 +162,28 @@ class RowWriter:
     def _found(self, kind: str, example: Example, reason: str) -> None:
         self._report.findings[kind].add(example.row_id, f"{self._named}{example.where}", reason)
 
-    def _render(self, example: Example) -> Any:
-        if example.shape == "messages":
-            return self._renderer.conversation(list(example.messages), tools=list(example.tools) or None)
-        if example.shape == "prompt_completion":
-            return self._renderer.completion(example.prompt, example.completion)
-        return self._renderer.text(example.text)
-
-    def _why_untrained(self, rendered: Any) -> str:
-        if any(rendered.weights):
-            return f"all that would be learned lies beyond max_length {self._recipe.max_length}"
-        return f"train_on {getattr(self._recipe, 'train_on', '')} picks no token of it"
-
     def _flush(self) -> None:
         import pyarrow
         import pyarrow.parquet
 
         if not self._pending:
             return
-        table = pyarrow.Table.from_pylist(self._pending, schema=self._schema())
+        table = pyarrow.Table.from_pylist(self._pending, schema=self._kind.schema())
         if self._writer is None:
             self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema, compression="zstd")
         self._writer.write_table(table)
         self._pending = []
 
-    def _schema(self) -> Any:
-        import pyarrow
-
-        ids = pyarrow.list_(pyarrow.int32())
-        fields = [
-            ("row_id", pyarrow.int64()),
-            ("where", pyarrow.string()),
-            ("input_ids", ids),
-            ("labels", ids),
-            ("example", pyarrow.string()),
-        ]
-        if self._weights:
-            fields.append(("weights", pyarrow.list_(pyarrow.float32())))
-        if not self._trained:
-            fields += [("prompt_ids", ids), ("expected", pyarrow.string())]
-        return pyarrow.schema(fields)
-
 
 def _example_json(example: Example) -> str:
     value: dict[str, Any] = {"text": example.text}
     if example.shape == "messages":
-        value = {"messages": list(example.messages), **({"tools": list(example.tools)} if example.tools else {})}
+        value = {"messages": list(example.messages)}
     elif example.shape == "prompt_completion":
         value = {"prompt": example.prompt, "completion": example.completion}
+    elif example.shape == "preference":
+        asked = list(example.messages) or example.prompt
+        value = {"prompt": asked, "chosen": example.chosen, "rejected": example.rejected}
+    if example.tools:
+        value["tools"] = list(example.tools)
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,23 +1,26 @@
 """Bringing rows of every common shape to an `Example`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
+from kitchen_resources.datasets.pair_shapes import PAIR_SHAPES, pair_converter, pair_suggestion
 from kitchen_resources.datasets.port import Example, RawRow
+from kitchen_resources.datasets.row_values import (
+    Convert,
+    Message,
+    RowProblem,
+    from_turns,
+    is_messages,
+    listed,
+    read_messages,
+    read_text,
+    read_tools,
+    refuse_chat_columns,
+    with_system,
+)
 from kitchen_resources.errors import DataError
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
+__all__ = ["Normalize", "RowProblem", "shape_of"]
 
 _KNOWN = (
     "messages",
@@ -36,16 +39,16 @@ _LEADING = ("messages", "conversations", "prompt", "instruction", "text")
 _ASKING = frozenset({"question", "query", "input", "instruction", "prompt", "problem", "source", "user"})
 _ANSWERING = frozenset({"answer", "response", "output", "completion", "solution", "target", "reply", "assistant"})
 
-
-class RowProblem(Exception):
-    """A single row that doesn't have its data set's shape; becomes a finding of the row report."""
-
-
 Normalize = Callable[[RawRow], Example]
 
 
 def shape_of(
-    columns: Iterable[str], renames: Mapping[str, str], *, reference: str, conversational: bool
+    columns: Iterable[str],
+    renames: Mapping[str, str],
+    *,
+    reference: str,
+    conversational: bool,
+    method: str = "supervised",
 ) -> Normalize:
     """How to bring the rows of a data set to examples, told by its columns.
 
@@ -55,16 +58,18 @@ def shape_of(
         reference: The data set, for messages.
         conversational: Whether the model has a chat template. With one, prompts and answers become a
             conversation; without, they stay raw text.
+        method: The recipe's. `preference` takes pairs of answers (see `pair_shapes`), every other method rows to
+            learn.
 
     Raises:
-        DataError: The columns are of no known shape, or `columns` names one that isn't there.
+        DataError: The columns are of no shape that the method takes, or `columns` names one that isn't there.
     """
     found = [str(name) for name in columns]
     present = set(found)
     for ours, theirs in renames.items():
         if theirs not in present:
             raise DataError(
-                f"`columns` names {theirs!r} for {ours!r}, and the data set has {_listed(present)}",
+                f"`columns` names {theirs!r} for {ours!r}, and the data set has {listed(present)}",
                 where=reference,
                 fix=f"columns: {{{ours}: one of those}}",
             )
@@ -72,13 +77,10 @@ def shape_of(
     # What a recipe names explicitly goes before what else the rows hold.
     named = names & set(_LEADING) & set(renames)
     names -= set(_LEADING) - named if named else set()
-    convert = _converter(names, conversational)
+    convert = (pair_converter if method == "preference" else _converter)(names, conversational)
     if convert is None:
-        raise DataError(
-            f"its columns are {_listed(present)}, which is no known shape ({'; '.join(_KNOWN)})",
-            where=reference,
-            fix=_suggestion(found),
-        )
+        what, fix = _no_pairs(found, names) if method == "preference" else _no_rows_to_learn(found, names)
+        raise DataError(f"its columns are {listed(present)}, which {what}", where=reference, fix=fix)
 
     def normalize(row: RawRow) -> Example:
         value = dict(row.value)
@@ -88,12 +90,12 @@ def shape_of(
     return normalize
 
 
-def _converter(names: set[str], conversational: bool) -> "Callable[[RawRow, Mapping[str, Any]], Example] | None":
+def _converter(names: set[str], conversational: bool) -> Convert | None:
     pairs = _prompt_to_messages if conversational else _prompt_to_text
     if "messages" in names:
         return lambda row, value: _messages(row, value, value.get("messages"))
     if "conversations" in names:
-        return _sharegpt
+        return lambda row, value: _messages(row, value, from_turns(value.get("conversations")))
     if "prompt" in names:
         for answer in ("completion", "response"):
             if answer in names:
@@ -107,133 +109,64 @@ def _converter(names: set[str], conversational: bool) -> "Callable[[RawRow, Mapp
     if {"input", "output"} <= names:
         return lambda row, value: pairs(row, value, value.get("input"), value.get("output"))
     if "text" in names:
-        return lambda row, value: Example(row.row_id, row.where, "text", text=_text(value.get("text"), "text"))
+        return lambda row, value: Example(row.row_id, row.where, "text", text=read_text(value.get("text"), "text"))
     return None
 
 
 def _messages(row: RawRow, value: Mapping[str, Any], messages: Any) -> Example:
-    if not _is_filled_list(messages):
-        raise RowProblem(f"messages must be a list of at least one message, this is {_described(messages)}")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise RowProblem(
-                f"message {index} must be an object with role and content, this is {_described(message)}"
-            )
-    read = tuple(_message(message, index) for index, message in enumerate(messages))
     return Example(
         row.row_id,
         row.where,
         "messages",
-        messages=(*_system_before(read, value), *read),
-        tools=_tools(value.get("tools")),
+        messages=with_system(read_messages(messages), value),
+        tools=read_tools(value.get("tools")),
     )
 
 
-def _sharegpt(row: RawRow, value: Mapping[str, Any]) -> Example:
-    turns = value.get("conversations")
-    if not _is_filled_list(turns):
-        raise RowProblem(f"conversations must be a list of at least one turn, this is {_described(turns)}")
-    messages: list[Mapping[str, Any]] = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, Mapping):
-            raise RowProblem(f"turn {index} must be an object with from and value, this is {_described(turn)}")
-        if "role" in turn and "from" not in turn:
-            messages.append(turn)
-            continue
-        speaker = turn.get("from")
-        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
-            raise RowProblem(f"turn {index} is from {speaker!r}, which is none of {', '.join(_SHAREGPT_ROLES)}")
-        others = {key: item for key, item in turn.items() if key not in ("from", "value")}
-        messages.append({**others, "role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
-    return _messages(row, value, messages)
-
-
 def _prompt_to_messages(row: RawRow, value: Mapping[str, Any], prompt: Any, answer: Any) -> Example:
-    if _is_messages(prompt):
-        answers = answer if _is_messages(answer) else [{"role": "assistant", "content": _text(answer, "completion")}]
-        return _messages(row, value, [*prompt, *answers])
-    asked = {"role": "user", "content": _text(prompt, "prompt")}
-    return _messages(row, value, [asked, {"role": "assistant", "content": _text(answer, "completion")}])
+    asked: Sequence[Message] = (
+        prompt if is_messages(prompt) else [{"role": "user", "content": read_text(prompt, "prompt")}]
+    )
+    if is_messages(prompt) and is_messages(answer):
+        return _messages(row, value, [*asked, *answer])
+    return _messages(row, value, [*asked, {"role": "assistant", "content": read_text(answer, "completion")}])
 
 
 def _prompt_to_text(row: RawRow, value: Mapping[str, Any], prompt: Any, answer: Any) -> Example:
-    if _is_messages(prompt):
+    if is_messages(prompt):
         return _prompt_to_messages(row, value, prompt, answer)
-    for name in ("system", "tools"):
-        if value.get(name):
-            raise RowProblem(f"has `{name}`, which raw text has no place for; set a chat_template")
+    refuse_chat_columns(value)
     return Example(
         row.row_id,
         row.where,
         "prompt_completion",
-        prompt=_text(prompt, "prompt"),
-        completion=_text(answer, "completion"),
+        prompt=read_text(prompt, "prompt"),
+        completion=read_text(answer, "completion"),
     )
 
 
-def _system_before(messages: Sequence[Mapping[str, Any]], value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The system message that a row holds as a column of its own, unless its messages begin with it."""
-    system = value.get("system")
-    if not isinstance(system, str) or not system:
-        return []
-    if messages[0].get("role") not in ("system", "developer"):
-        return [{"role": "system", "content": system}]
-    if messages[0].get("content") != system:
-        raise RowProblem("has `system` and another system message in its conversation")
-    return []
-
-
 def _instruction(value: Mapping[str, Any]) -> Any:
-    instruction = _text(value.get("instruction"), "instruction")
+    instruction = read_text(value.get("instruction"), "instruction")
     context = value.get("input")
-    return f"{instruction}\n\n{_text(context, 'input')}" if context else instruction
+    return f"{instruction}\n\n{read_text(context, 'input')}" if context else instruction
 
 
-def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
-    if tools is None:
-        return ()
-    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise RowProblem(f"tools must be a list of tool definitions, this is {_described(tools)}")
-    return tuple(dict(tool) for tool in tools)
+def _no_rows_to_learn(columns: Sequence[str], names: set[str]) -> tuple[str, str]:
+    """What to say of columns of no known shape, and the line to write."""
+    if {"chosen", "rejected"} <= names:
+        alone = "{prompt: prompt, completion: chosen}" if "prompt" in names else "{messages: chosen}"
+        return (
+            "are pairs of answers to compare, and not rows to learn",
+            f"workflow: preference; or, to learn the chosen answers alone, columns: {alone}",
+        )
+    return f"is no known shape ({'; '.join(_KNOWN)})", _suggestion(columns)
 
 
-def _message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """A message as templates read it: its content one text, and no key that it doesn't have.
-
-    `"content": null` beside tool calls is common, and so is content as a list of text parts.
-    """
-    known = {key: item for key, item in message.items() if item is not None}
-    content = known.get("content")
-    if isinstance(content, (list, tuple)):
-        parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise RowProblem(f"message {index} has a part that is not text; images and audio can't be trained on")
-        known["content"] = "".join(part for part in parts if part is not None)
-    return known
-
-
-def _is_filled_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and bool(value)
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise RowProblem(f"{name} must be text, this is {_described(value)}")
-    return value
-
-
-def _described(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:60]!r}" if value is not None else "missing"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(str, names))) or "none"
+def _no_pairs(columns: Sequence[str], names: set[str]) -> tuple[str, str]:
+    """What to say of columns that hold no pairs, and the line to write."""
+    learnable = _converter(names, conversational=True) is not None
+    other = "; or, where rows have one answer to learn, workflow: supervised" if learnable else ""
+    return f"are no pairs of answers ({'; '.join(PAIR_SHAPES)})", f"{pair_suggestion(columns, _ASKING)}{other}"
 
 
 def _suggestion(columns: Sequence[str]) -> str:

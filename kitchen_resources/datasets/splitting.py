@@ -16,20 +16,30 @@ KEY_BYTES = 16
 
 def content_key(example: Example) -> bytes:
     """16 bytes that two rows share if and only if all their content is the same."""
-    return _key(
-        [
-            example.shape,
-            list(example.messages),
-            list(example.tools),
-            example.prompt,
-            example.completion,
-            example.text,
-        ]
-    )
+    content: list[object] = [
+        example.shape,
+        list(example.messages),
+        list(example.tools),
+        example.prompt,
+        example.completion,
+        example.text,
+    ]
+    if example.shape == "preference":
+        content += [example.chosen, example.rejected]
+    return _key(content)
 
 
 def prompt_key(example: Example) -> bytes:
-    """16 bytes that two rows share if and only if they ask the same: all before the last assistant's answer."""
+    """16 bytes that two rows share if and only if they ask the same: all before the last assistant's answer.
+
+    Pairs of raw text without a prompt ask nothing; they share it when their answers are the same, whichever is chosen.
+    """
+    if example.shape == "preference":
+        if example.messages:
+            return _key(["messages", list(example.messages), list(example.tools)])
+        if example.prompt:
+            return _key(["prompt", example.prompt])
+        return _key(["pair", *sorted(map(str, (example.chosen, example.rejected)))])
     if example.shape == "messages":
         answers = [index for index, message in enumerate(example.messages) if message.get("role") == "assistant"]
         asked = example.messages[: answers[-1]] if answers else example.messages

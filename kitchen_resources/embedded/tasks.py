@@ -16,11 +16,13 @@ class Drawn(NamedTuple):
         content: What must not occur twice in a set, so that no held-out row is a trained one in other words.
         question: What the user writes.
         answer: What the assistant answers.
+        rejected: An answer that is to be liked less, in a set of pairs; else "".
     """
 
     content: Hashable
     question: str
     answer: str
+    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def draw_word(generator: random.Random) -> Drawn:
     return Drawn(word, word, word[::-1])
 
 
+def draw_date_pair(generator: random.Random) -> Drawn:
+    """A date as in `draw_date`: preferred with the day first and dots (14.03.1987), rejected in ISO 8601."""
+    day, question, iso, _ = draw_date(generator)
+    year, month, number = iso.split("-")
+    return Drawn(day, question, f"{number}.{month}.{year}", iso)
+
+
 DEFAULT_TASK = "dates"
 """The data set of the built-in supervised recipe."""
 
@@ -91,6 +100,13 @@ PROCEDURAL: Mapping[str, ProceduralSet] = {
             "messages",
             draw_word,
         ),
+        ProceduralSet(
+            "date_pairs",
+            "Two ways to write a date, of which the one with the day first is preferred: 14.03.1987, not 1987-03-14.",
+            1200,
+            "preference",
+            draw_date_pair,
+        ),
     )
 }
 """The procedural data sets, by name."""
@@ -104,7 +120,8 @@ def rows(name: str, *, seed: int = 0) -> Iterator[dict[str, Any]]:
         seed: Other seeds give other rows, in another order; at least 0.
 
     Returns:
-        `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`, with no question asked twice.
+        `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`, or of pairs `{"prompt", "chosen",
+        "rejected"}` with messages in each; no question is asked twice.
 
     Raises:
         DataError: There is no such set.
@@ -130,8 +147,15 @@ def distinct_rows(draw: Callable[[random.Random], Drawn], count: int, *, seed: i
         drawn = draw(generator)
         if drawn.content not in seen:
             seen.add(drawn.content)
-            user = {"role": "user", "content": drawn.question}
-            yield {"messages": [user, {"role": "assistant", "content": drawn.answer}]}
+            yield _row(drawn)
+
+
+def _row(drawn: Drawn) -> dict[str, Any]:
+    user = {"role": "user", "content": drawn.question}
+    answers = [{"role": "assistant", "content": text} for text in (drawn.answer, drawn.rejected)]
+    if not drawn.rejected:
+        return {"messages": [user, answers[0]]}
+    return {"prompt": [user], "chosen": answers[:1], "rejected": answers[1:]}
 
 
 def _ordinal(number: int) -> str:

@@ -4,9 +4,9 @@ User code behind this port runs in worker processes with a time limit (see `pool
 its seed and the actions, and takes all of its chance from that seed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 Message = Mapping[str, str]
 """A chat message: role and content."""
@@ -94,13 +94,31 @@ class EnvironmentFailure:
     """An episode that can't be scored: it has no reward, and its advantage is zero.
 
     Attributes:
-        kind: `error`: user code raised; `timeout`: it didn't answer in time; `not_finite`: a reward was NaN or infinite;
-            `crashed`: its process died; `turns`: the recipe's `max_turns` were over.
+        kind: `error`: user code raised, or returned what it may not; `timeout`: it didn't answer in time; `crashed`: its
+            process died; `not_finite`: a reward or metric was NaN or infinite.
         message: What happened, for people.
     """
 
     kind: str
     message: str
+
+
+class Turn(TypedDict):
+    """A turn of a finished episode, as rewards read it.
+
+    Attributes:
+        text: What the policy wrote, without the token that ends a turn.
+        ended: Whether it ended the turn itself.
+        observation: What it read next; empty after the last turn.
+    """
+
+    text: str
+    ended: bool
+    observation: str
+
+
+Reward = Callable[..., float]
+"""(problem, turns, **options) -> a finite number: a reward beside the environment's own, of a whole episode."""
 
 
 @dataclass(frozen=True)

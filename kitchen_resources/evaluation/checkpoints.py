@@ -9,7 +9,7 @@ from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.lease import Lease
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, result_from_json
+from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, Task, result_from_json
 from kitchen_resources.evaluation.tasks import evaluation_key, make_tasks
 from kitchen_resources.launch import Launch
 from kitchen_resources.training.port import Resolution
@@ -29,18 +29,9 @@ class CheckpointEvaluations:
         return not self._launch.simulated and bool(self.tasks)
 
     @cached_property
-    def tasks(self) -> list[EvaluationTask]:
-        """The recipe's evaluations."""
-        launch = self._launch
-        return make_tasks(
-            launch.recipe,
-            launch.prepared,
-            launch.rendering.renderer,
-            launch.ports.datasets,
-            launch.content,
-            launch.cache / "rows",
-            conversational=launch.rendering.conversational,
-        )
+    def tasks(self) -> list[Task]:
+        """What the method measures of held-out rows, and the recipe's evaluations."""
+        return make_tasks(self._launch, self._launch.cache / "rows")
 
     @cached_property
     def key(self) -> str:

@@ -37,6 +37,7 @@ class FinalEvaluation:
                 "evaluation": sample["evaluation"],
                 "prompt": sample["prompt"],
                 "expected": sample["expected"],
+                **({"rejected": sample["rejected"]} if "rejected" in sample else {}),
                 "base": before.get((sample["evaluation"], sample["where"]), {}).get("answer"),
                 "trained": sample["answer"],
                 "score": sample["score"],

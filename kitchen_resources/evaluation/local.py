@@ -1,25 +1,31 @@
-"""Evaluating a model on this machine with transformers: its loss on rows, and its answers scored."""
+"""Evaluating a model on this machine with transformers; and the task of every recipe, scored answers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kitchen_resources.errors import ConfigError, EvaluationError, OutOfMemory
-from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, EvaluationTask, Measure, Question
+from kitchen_resources.evaluation.likelihood import loss_measures
+from kitchen_resources.evaluation.port import (
+    EvaluatedModel,
+    EvaluationResult,
+    EvaluationTask,
+    LoadedModel,
+    Measure,
+    Question,
+    Task,
+)
 from kitchen_resources.evaluation.scorers import Scorer, find_scorer, wrong_options
-from kitchen_resources.formulas.metrics import mean_interval, perplexity, ratio_interval, wilson_interval
+from kitchen_resources.formulas.metrics import mean_interval, wilson_interval
 from kitchen_resources.formulas.scoring import Score
 from kitchen_resources.numerics import preserved_numerics
 
-_SAMPLES = 8
-
-# Logits of a forward pass for the loss, in numbers: 1 GiB in fp32. A batch of 64 rows of 2,048 tokens over a vocabulary
-# of 150,000 would take 80 GB.
-_LOGITS = 1 << 28
+SAMPLES = 8
+"""Rows of a task that are shown."""
 
 
 class LocalEvaluator:
-    """An `Evaluator` on this machine. Greedy answers; the loss is the mean over learned tokens."""
+    """An `Evaluator` on this machine: it loads the model once, and lets each task measure it."""
 
     name = "local"
 
@@ -30,7 +36,7 @@ class LocalEvaluator:
         except ConfigError as error:
             return f"{error.what}; {error.fix}"
 
-    def evaluate(self, model: EvaluatedModel, tasks: Sequence[EvaluationTask]) -> EvaluationResult:
+    def evaluate(self, model: EvaluatedModel, tasks: Sequence[Task]) -> EvaluationResult:
         """See `Evaluator.evaluate`."""
         import torch
 
@@ -38,23 +44,18 @@ class LocalEvaluator:
         samples: list[Mapping[str, Any]] = []
         with preserved_numerics(), torch.no_grad():
             torch.set_num_threads(model.threads)
-            loaded, tokenizer = _load(model)
+            loaded = LoadedModel(model, load_model(model), _load_tokenizer(model))
             for task in tasks:
                 try:
-                    if task.scored is not None:
-                        measures.update(_loss(loaded, task))
-                    if task.questions:
-                        scorer = find_scorer(task.scorer)
-                        answers = _answer(loaded, tokenizer, task)
-                        scores = _score(scorer, task, answers)
-                        measures.update(_score_measures(task, scores))
-                        samples += _samples(task, scores, answers)
+                    found = task.measure(loaded)
                 except (RuntimeError, MemoryError) as error:
                     if not _is_out_of_memory(error):
                         raise
                     raise OutOfMemory(
                         "ran out of memory", where=f"evaluation {task.name}", fix="lower its batch_size or max_tokens"
                     ) from error
+                measures.update(found.measures)
+                samples += found.samples
         return EvaluationResult(measures, samples)
 
 
@@ -67,7 +68,7 @@ class NoopEvaluator:
         """See `Evaluator.check`."""
         return None
 
-    def evaluate(self, model: EvaluatedModel, tasks: Sequence[EvaluationTask]) -> EvaluationResult:
+    def evaluate(self, model: EvaluatedModel, tasks: Sequence[Task]) -> EvaluationResult:
         """See `Evaluator.evaluate`."""
         return EvaluationResult({}, [], note="not measured: the noop evaluator is in use")
 
@@ -79,8 +80,9 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _load(model: EvaluatedModel) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer, GenerationConfig
+def load_model(model: EvaluatedModel) -> Any:
+    """A model in evaluation mode, with its adapter, on its device."""
+    from transformers import GenerationConfig
 
     from kitchen_resources.training.trl.models import load_causal_lm, quiet_libraries
 
@@ -92,63 +94,24 @@ def _load(model: EvaluatedModel) -> tuple[Any, Any]:
 
         with quiet_libraries():
             loaded = PeftModel.from_pretrained(loaded, model.adapter, is_trainable=False)
-    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False, local_files_only=True)
-    return loaded.to(model.device).eval(), tokenizer
+    return loaded.to(model.device).eval()
 
 
-def _loss(model: Any, task: EvaluationTask) -> dict[str, Measure]:
-    """Negative log-likelihood per learned token, in nats, and the perplexity it gives; nothing where no token is learned."""
-    import pyarrow.parquet
+def _load_tokenizer(model: EvaluatedModel) -> Any:
+    from transformers import AutoTokenizer
 
-    assert task.scored is not None
-    sums: list[float] = []
-    tokens: list[float] = []
-    with pyarrow.parquet.ParquetFile(task.scored) as file:
-        for batch in file.iter_batches(task.batch_size, columns=["input_ids", "labels"]):
-            rows = list(zip(batch["input_ids"].to_pylist(), batch["labels"].to_pylist(), strict=True))
-            for total, count in _row_losses(model, rows, task.pad_token_id):
-                if not math.isfinite(total):
-                    raise EvaluationError(
-                        f"the loss of row {len(sums)} is {total}",
-                        where=f"evaluation {task.name}",
-                        fix="precision: fp32, or look at the model's weights",
-                    )
-                sums.append(total)
-                tokens.append(count)
-    scored = [(total, count) for total, count in zip(sums, tokens, strict=True) if count]
-    if not scored:
-        return {}
-    sums, tokens = [total for total, _ in scored], [count for _, count in scored]
-    value, n = math.fsum(sums) / math.fsum(tokens), len(scored)
-    low, high = ratio_interval(sums, tokens)
-    measures = {f"{task.name}/loss": Measure(value, n, low, high)}
-    if math.isfinite(perplexity(value)):
-        measures[f"{task.name}/perplexity"] = Measure(perplexity(value), n, perplexity(low), perplexity(high))
-    return measures
+    return AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False, local_files_only=True)
 
 
-def _row_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Iterator[tuple[float, float]]:
-    """Sum of the losses of each row's learned tokens, and their number."""
-    longest = max(len(ids) for ids, _ in rows)
-    at_once = max(1, _LOGITS // (longest * model.config.get_text_config().vocab_size))
-    for start in range(0, len(rows), at_once):
-        yield from _forward(model, rows[start : start + at_once], pad)
-
-
-def _forward(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Iterator[tuple[float, float]]:
-    import torch
-
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row, _ in rows], device=model.device)
-    labels = torch.tensor([label + [-100] * (longest - len(label)) for _, label in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in rows], device=model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    targets = labels[:, 1:]
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=-100, reduction="none"
-    ).double()
-    learned = targets != -100
-    yield from zip(losses.sum(1).tolist(), learned.sum(1).double().tolist(), strict=True)
+def measure_rows(model: LoadedModel, task: EvaluationTask) -> EvaluationResult:
+    """See `EvaluationTask.measure`."""
+    measures = loss_measures(model.model, task) if task.scored is not None else {}
+    if not task.questions:
+        return EvaluationResult(measures, [])
+    scorer = find_scorer(task.scorer)
+    answers = _answer(model.model, model.tokenizer, task)
+    scores = _score(scorer, task, answers)
+    return EvaluationResult({**measures, **_score_measures(task, scores)}, _samples(task, scores, answers))
 
 
 def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> list[str]:
@@ -251,5 +214,5 @@ def _samples(task: EvaluationTask, scores: Sequence[Score], answers: Sequence[st
             "answer": answer,
             "score": score.score,
         }
-        for row, answer, score in list(zip(rows, answers, scores, strict=True))[:_SAMPLES]
+        for row, answer, score in list(zip(rows, answers, scores, strict=True))[:SAMPLES]
     ]

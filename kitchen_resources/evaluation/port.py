@@ -33,6 +33,47 @@ class EvaluatedModel:
 
 
 @dataclass(frozen=True)
+class LoadedModel:
+    """A model that is being evaluated, in memory.
+
+    Attributes:
+        source: What it was loaded from; what else a task loads goes to the same device, in the same type.
+        model: The model, in evaluation mode and with its adapter.
+        tokenizer: Its tokenizer.
+    """
+
+    source: EvaluatedModel
+    model: Any
+    tokenizer: Any
+
+
+class Task(Protocol):
+    """What is asked of a model: the rows, the measures on them, and how they are taken.
+
+    Attributes:
+        name: Prefix of its metrics.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """What is asked, without the model and without what moves no number: results of one spec can be compared."""
+        ...
+
+    def measure(self, model: LoadedModel) -> "EvaluationResult":
+        """Ask a model. No gradients are on, and the process's random numbers are put back afterwards.
+
+        Raises:
+            ConfigError: A scorer isn't known, or can't take its options.
+            EvaluationError: What was measured can't be reported; the message names the row or the episode.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Question:
     """One row to evaluate: what the model reads, and what it should answer.
 
@@ -51,7 +92,7 @@ class Question:
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One evaluation.
+    """The loss on rows, and greedy answers that are scored.
 
     Attributes:
         name: Prefix of its metrics.
@@ -80,7 +121,7 @@ class EvaluationTask:
     pad_token_id: int
 
     def spec(self) -> dict[str, Any]:
-        """What is asked, without the model: two evaluations of one spec can be compared."""
+        """See `Task.spec`."""
         return {
             "name": self.name,
             "rows": self.digest,
@@ -90,6 +131,12 @@ class EvaluationTask:
             "scorer_args": dict(self.scorer_args),
             "max_tokens": self.max_tokens,
         }
+
+    def measure(self, model: LoadedModel) -> "EvaluationResult":
+        """See `Task.measure`."""
+        from kitchen_resources.evaluation.local import measure_rows
+
+        return measure_rows(model, self)
 
 
 @dataclass(frozen=True)
@@ -115,7 +162,7 @@ class EvaluationResult:
 
     Attributes:
         measures: By `<evaluation>/<metric>`.
-        samples: A few rows: evaluation, prompt, expected, answer, score.
+        samples: A few rows: evaluation, where, prompt, expected, answer, score; of a pair also rejected.
         note: Why there are no measures, or "".
     """
 
@@ -169,12 +216,12 @@ class Evaluator(Protocol):
         """What is wrong with a scorer's name or options, or None."""
         ...
 
-    def evaluate(self, model: EvaluatedModel, tasks: Sequence[EvaluationTask]) -> EvaluationResult:
+    def evaluate(self, model: EvaluatedModel, tasks: Sequence[Task]) -> EvaluationResult:
         """Evaluate a model. Random numbers and threads of the process are as before when it returns.
 
         Raises:
             ConfigError: A scorer isn't known, or can't take its options.
-            EvaluationError: A scorer fails on a row, which is named, or a loss isn't finite.
+            EvaluationError: A scorer fails on a row, which is named; a loss isn't finite; too many episodes fail.
             OutOfMemory: With what to lower.
         """
         ...

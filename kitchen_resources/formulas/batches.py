@@ -44,6 +44,38 @@ def batch_plan(n: int, *, seed: int, epoch: int, batch_size: int, accumulation: 
     return [order[start : start + rows_of_step] for start in range(0, n, rows_of_step)]
 
 
+def block_plan(n: int, *, seed: int, block: int, prompts: int, draws: int) -> list[list[int]]:
+    """The prompts of every draw of a block of rollouts, in order.
+
+    Prompts are taken from an endless sequence: one permutation of all of them after another, permutation p by the seed
+    `seed + p` as in `batch_plan`. A block goes on where the one before it ended, so that over the blocks every prompt
+    comes up equally often, give or take one, whatever the size of a block.
+
+    Args:
+        n: Prompts in the data set.
+        seed: The recipe's seed, from 0.
+        block: The block, **from 0** as in the trainers.
+        prompts: Prompts of one draw.
+        draws: Draws of the block.
+
+    Returns:
+        Indices of prompts. Shape [draws][prompts]; a prompt may come up twice in a block that is longer than n.
+
+    Raises:
+        DataError: There are no prompts.
+        ConfigError: Another number is out of its bounds.
+    """
+    _rows_of_step(n, prompts, draws)
+    first = block * prompts * draws
+    last = first + prompts * draws
+    taken = [
+        index
+        for epoch in range(first // n, (last - 1) // n + 1)
+        for index in batch_plan(n, seed=seed, epoch=epoch, batch_size=n)[0]
+    ][first % n :]
+    return [taken[start : start + prompts] for start in range(0, prompts * draws, prompts)]
+
+
 def steps_per_epoch(n: int, *, batch_size: int, accumulation: int = 1) -> int:
     """Optimiser steps of a whole epoch: the last one may be short, none is left out.
 
@@ -59,24 +91,22 @@ def steps_per_epoch(n: int, *, batch_size: int, accumulation: int = 1) -> int:
     return -(-n // _rows_of_step(n, batch_size, accumulation))
 
 
-def total_steps(n: int, *, batch_size: int, accumulation: int = 1, epochs: int, max_steps: int | None = None) -> int:
+def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None = None) -> int:
     """Optimiser steps of a run: all of its epochs, or `max_steps` when that is fewer.
 
     transformers' own `max_steps` also lengthens a run beyond its epochs; this one only shortens it.
 
     Args:
-        n: Rows, or packs of rows.
-        batch_size: Rows of a micro-batch.
-        accumulation: Micro-batches of an optimiser step.
+        steps_per_epoch: Steps of a whole epoch.
         epochs: Epochs of the run.
         max_steps: The most steps to take; None for no such bound.
 
     Raises:
-        DataError: There are no rows.
-        ConfigError: Another number is below 1.
+        ConfigError: A number is below 1.
     """
+    _at_least_one(steps_per_epoch, "steps_per_epoch")
     _at_least_one(epochs, "epochs")
-    steps = epochs * steps_per_epoch(n, batch_size=batch_size, accumulation=accumulation)
+    steps = epochs * steps_per_epoch
     if max_steps is None:
         return steps
     _at_least_one(max_steps, "max_steps")

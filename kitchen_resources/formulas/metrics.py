@@ -121,6 +121,30 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     return mean - half, mean + half
 
 
+def pass_at_k(n: int, passed: int, k: int) -> float:
+    """Chance that at least one of `k` attempts at a problem passes, from `n` attempts (Chen et al. 2021, eq. 1).
+
+    `1 - C(n - passed, k) / C(n, k)`: unbiased, where `1 - (1 - passed / n) ** k` is not.
+
+    Args:
+        n: Attempts that were scored.
+        passed: Attempts of them that passed.
+        k: Attempts that one has, from 1 to `n`.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        EvaluationError: `passed` is not from 0 to `n`, or `k` not from 1 to `n`: fewer attempts than `k` say nothing
+            unbiased of it.
+    """
+    if not 0 <= passed <= n:
+        raise EvaluationError(f"{passed} is not from 0 to n = {n}", where="passed", fix="count each attempt once")
+    if not 1 <= k <= n:
+        raise EvaluationError(f"{k} is not from 1 to n = {n}", where="k", fix="make at least k attempts")
+    return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
+
+
 def t_critical(confidence: float, degrees_of_freedom: int) -> float:
     """The `t` with `P(|T| < t) = confidence` for Student's distribution.
 

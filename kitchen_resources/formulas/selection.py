@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-_LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+_LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte", "teacher_kl")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -6,7 +6,7 @@ import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import yaml
@@ -20,7 +20,10 @@ from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
 from kitchen_resources.recipes.rules import measured_metrics
 
-DEFINITION_KEYS = ("name", "workflow", "description", "schedule", "promotion", "base_from", "owners", "tags")
+DEFINITION_KEYS = (
+    *("name", "workflow", "description", "schedule", "promotion", "base_from", "teacher_from", "upstream_missing"),
+    *("owners", "tags"),
+)
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
 
 
@@ -94,8 +97,10 @@ def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
         name=name,
         description=_text(values, "description", where),
         schedule=_timetable(values.get("schedule"), where),
-        promotion=_promotion(values.get("promotion"), where),
+        promotion=_promotion(values.get("promotion"), where, recipe_class.promoted_by),
         base_from=_text(values, "base_from", where),
+        teacher_from=_teacher_from(values, recipe_class, where),
+        upstream_missing=_upstream_missing(values, where),
         owners=_owners(values, where),
         tags=_tags(values, where),
         source=f"{path}:1",
@@ -142,9 +147,9 @@ def _timetable(value: Any, where: Any) -> Timetable | None:
     return timetable
 
 
-def _promotion(value: Any, where: Any) -> PromotionRule:
+def _promotion(value: Any, where: Any, metric: str) -> PromotionRule | None:
     if value is None:
-        return PromotionRule()
+        return None
     example = "promotion: {metric: held_out/loss, better_than: base}"
     if not isinstance(value, Mapping):
         raise ConfigError(f"{value!r} is not a rule", where=where("promotion"), fix=example)
@@ -154,7 +159,7 @@ def _promotion(value: Any, where: Any) -> PromotionRule:
                 unknown_field(str(name), PromotionRule.model_fields), where=where(f"promotion.{name}"), fix=example
             )
     try:
-        rule = PromotionRule(**value)
+        rule = PromotionRule(**{"metric": metric, **value})
     except ValidationError as error:
         raise type_error(error, lambda inner: where(f"promotion.{inner}")) from error
     if rule.minimum is not None and not math.isfinite(rule.minimum):
@@ -164,7 +169,7 @@ def _promotion(value: Any, where: Any) -> PromotionRule:
 
 def _require_measured(recipe: Recipe, where: Any) -> None:
     """Refuse a rule for promotion that no version could ever pass. A launch may measure more."""
-    metric, measured = recipe.definition.promotion.metric, measured_metrics(recipe)
+    metric, measured = recipe.promotion.metric, measured_metrics(recipe)
     if metric not in measured:
         raise ConfigError(
             f"{metric!r} is not measured by this recipe",
@@ -178,6 +183,25 @@ def _text(values: Mapping[str, Any], key: str, where: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"must be text, got {value!r}", where=where(key), fix=f'{key}: "…"')
     return value
+
+
+def _teacher_from(values: Mapping[str, Any], recipe_class: type[Recipe], where: Any) -> str:
+    if "teacher_from" in values and "teacher" not in recipe_class.model_fields:
+        raise ConfigError(
+            f"{recipe_class.method} has no teacher",
+            where=where("teacher_from"),
+            fix="remove it, or workflow: distillation",
+        )
+    return _text(values, "teacher_from", where)
+
+
+def _upstream_missing(values: Mapping[str, Any], where: Any) -> Literal["refuse", "train"]:
+    value = values.get("upstream_missing", "refuse")
+    if value not in ("refuse", "train"):
+        raise ConfigError(
+            f"{value!r} is neither refuse nor train", where=where("upstream_missing"), fix="upstream_missing: refuse"
+        )
+    return typing.cast(Literal["refuse", "train"], value)
 
 
 def _owners(values: Mapping[str, Any], where: Any) -> tuple[str, ...]:

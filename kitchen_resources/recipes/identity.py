@@ -56,6 +56,7 @@ def identify(
     data_digest: str,
     pad_token_id: int,
     start: Start | None = None,
+    besides: Mapping[str, Any] | None = None,
 ) -> Identity:
     """The identity of a run, from resolved values.
 
@@ -67,6 +68,7 @@ def identify(
         data_digest: Of the tokens and weights to train on.
         pad_token_id: Filler of short rows.
         start: What it continues, or None.
+        besides: What else of the method moves the weights: digests of reference and teacher, and the environment.
     """
     return Identity(
         {
@@ -84,6 +86,7 @@ def identify(
             "data": data_digest,
             "base": base.digest,
             "start": start.identity() if start else None,
+            **(besides or {}),
         }
     )
 

@@ -33,8 +33,10 @@ class RecipeDefinition:
         name: Resource key, job name and asset prefix; matches `[a-z][a-z0-9_]*`.
         description: What the recipe is for; markdown.
         schedule: When to launch it, or None.
-        promotion: When its model may go to production.
-        base_from: Recipe whose registered model is the base of this one, or "".
+        promotion: When its model may go to production; None for better than the base by the method's own metric.
+        base_from: Recipe whose registered model is the base of this one: NAME, NAME@VERSION or NAME@ALIAS; or "".
+        teacher_from: The same for the teacher of a distillation.
+        upstream_missing: What a launch does when such a recipe has no version yet: refuse, or train it first.
         owners: Dagster owners, `team:x` or a mail address.
         tags: Dagster tags of the job.
         source: File it came from, or "".
@@ -43,11 +45,28 @@ class RecipeDefinition:
     name: str = ""
     description: str = ""
     schedule: Timetable | None = None
-    promotion: PromotionRule = field(default_factory=PromotionRule)
+    promotion: PromotionRule | None = None
     base_from: str = ""
+    teacher_from: str = ""
+    upstream_missing: Literal["refuse", "train"] = "refuse"
     owners: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """An epoch of a method that samples: not a pass over all rows, but a number of draws from them.
+
+    Attributes:
+        prompts: Prompts of one draw.
+        count: Draws of an epoch.
+        steps_per_draw: Optimiser steps on what was sampled for one draw.
+    """
+
+    prompts: int
+    count: int
+    steps_per_draw: int = 1
 
 
 class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -60,6 +79,9 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     method: ClassVar[str] = ""
     """Name of the workflow that trains this recipe."""
+
+    promoted_by: ClassVar[str] = "held_out/loss"
+    """Metric of the rule for promotion where the definition has none."""
 
     definition: ClassVar[RecipeDefinition] = RecipeDefinition()
 
@@ -240,3 +262,16 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     lease_wait_s: float = recipe_field(
         86_400.0, "Seconds to wait while another process trains the same recipe.", moves="nothing", minimum=0
     )
+
+    def draws(self, rows: int) -> Draws | None:
+        """What an epoch is where it isn't a pass over the rows; None where it is."""
+        return None
+
+    def companions(self) -> dict[str, tuple[str, str]]:
+        """Models that training reads besides the base: role -> how it is named, and the recipe that it comes from."""
+        return {}
+
+    @property
+    def promotion(self) -> PromotionRule:
+        """When its model may go to production."""
+        return self.definition.promotion or PromotionRule(metric=self.promoted_by)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.fields import facts_of, fields_with_facts
+from kitchen_resources.recipes.method_rules import method_metrics, method_problems
 from kitchen_resources.recipes.recipe import Recipe
 
 Problem = tuple[str, str, str]
@@ -79,7 +80,7 @@ def _not_finite(value: Any, path: str) -> Iterator[Problem]:
 
 
 def _contradictions(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.model.strip():
+    if not recipe.model.strip() and not recipe.definition.base_from:
         yield "model", "no base model is named", "model: a local folder, a hub id, or embedded:tiny"
     if not recipe.dataset.strip():
         yield "dataset", "no data set is named", "dataset: a file, a folder, a hub id, or embedded:NAME"
@@ -99,8 +100,6 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield "lora.target_modules", "is empty, so nothing would be trained", "target_modules: [all-linear]"
     elif recipe.lora is not None and "all-linear" in recipe.lora.target_modules != ["all-linear"]:
         yield "lora.target_modules", "names single modules beside all-linear", "target_modules: [all-linear]"
-    if recipe.definition.base_from:
-        yield "base_from", "isn't followed yet by this version", "model: the folder that the other recipe exported"
     if recipe.continue_from is not None and not CONTINUE_FROM.match(recipe.continue_from):
         yield "continue_from", NO_CHECKPOINT.format(recipe.continue_from), CHECKPOINT_EXAMPLES
     share = held_out_share(recipe)
@@ -112,6 +111,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _evaluations(recipe)
     yield from _selection(recipe)
+    yield from method_problems(recipe)
 
 
 def _evaluations(recipe: Recipe) -> Iterator[Problem]:
@@ -153,7 +153,7 @@ def measured_metrics(recipe: Recipe) -> list[str]:
     """The metrics that the recipe's evaluations give."""
     metrics = []
     if held_out_share(recipe) != 0:
-        metrics += ["held_out/loss", "held_out/perplexity"]
+        metrics += method_metrics(recipe)
     for evaluation in recipe.evaluations:
         metrics += [f"{evaluation.name}/{evaluation.scorer}", f"{evaluation.name}/{evaluation.scorer}_passed"]
     return metrics

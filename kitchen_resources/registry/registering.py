@@ -7,7 +7,7 @@ from kitchen_resources.errors import RegistryError
 from kitchen_resources.evaluation.final import FinalEvaluation, final_from_json
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import CANDIDATE, ModelRegistry, ModelVersion, Registration
-from kitchen_resources.training.exporting import files_from_json
+from kitchen_resources.training.model_files import files_from_json
 
 
 def register_model(launch: Launch) -> ModelVersion:

@@ -1,8 +1,6 @@
 """The model of a finished run: exported once, kept in the store, and brought into a folder when it is wanted."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,11 @@ from kitchen_resources.digests import canonical_json, digest_json
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelFiles
+from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.training.base_models import resolve_base
-from kitchen_resources.training.port import LocalCheckpoint, Serving, TrainingJob
+from kitchen_resources.training.model_files import files_as_json, files_from_json
+from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving, TrainingJob
+from kitchen_resources.training.registered import REGISTERED, registered_base
 
 EXPORT_VERSION = 1
 """Raised by hand when the same checkpoint would be exported otherwise."""
@@ -64,6 +65,20 @@ def export_checkpoint(launch: Launch, job: TrainingJob, entry: CheckpointEntry, 
     return model
 
 
+def note_model(launch: Launch, fingerprint: str, entry: CheckpointEntry, model: ModelFiles) -> None:
+    """Note for the later stages of a launch which model it made."""
+    launch.write(
+        "model",
+        {
+            "fingerprint": fingerprint,
+            "step": entry.step,
+            "epoch": entry.epoch,
+            "manifest": entry.manifest,
+            "files": files_as_json(model),
+        },
+    )
+
+
 def _checkout(launch: Launch, fingerprint: str, entry: CheckpointEntry, folder: Path) -> LocalCheckpoint:
     """A checkpoint as a local folder. A damaged one is quarantined: nothing else would make a finished run whole."""
     try:
@@ -81,57 +96,6 @@ def _checkout(launch: Launch, fingerprint: str, entry: CheckpointEntry, folder: 
             where=f"run {fingerprint[:12]}, step {entry.step}",
             fix="run the recipe again, which makes it again",
         ) from error
-
-
-def write_model_folder(content: ContentStore, model: ModelFiles, target: Path) -> Path:
-    """Write a stored model to a folder of its own: copies, so that nothing done to them reaches the store.
-
-    Args:
-        content: The store.
-        model: What to write.
-        target: Folder; when it is there already it is taken to be this model.
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
-    if target.is_dir():
-        return target
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        for name, file in model.files.items():
-            path = draft / name
-            if path.resolve().is_relative_to(draft.resolve()) is False:
-                raise CheckpointError(f"the model names the file {name!r}", where=str(target))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            link = path.with_name(f"{path.name}.stored")
-            content.get_file(file.sha256, link)
-            shutil.copyfile(link, path)
-            link.unlink()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.rename(target)
-        except OSError:
-            # Another process wrote the same model meanwhile.
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
-
-
-def files_as_json(model: ModelFiles) -> dict[str, Any]:
-    """A model's files as stored."""
-    return {
-        "kind": model.kind,
-        "digest": model.digest,
-        "files": {name: {"sha256": file.sha256, "size": file.size} for name, file in model.files.items()},
-    }
-
-
-def files_from_json(value: Mapping[str, Any]) -> ModelFiles:
-    """A stored model's files."""
-    files = {name: StoredFile(file["sha256"], file["size"]) for name, file in value["files"].items()}
-    return ModelFiles(files=files, kind=value["kind"], digest=value["digest"])
 
 
 def export_stored_checkpoint(
@@ -160,7 +124,7 @@ def export_stored_checkpoint(
             "is simulated and has no weights", where=f"{where}, step {step}", fix="train it with a real backend"
         )
     scratch = checkpoints.blobs.scratch()
-    base = resolve_base(_pinned(manifest.base), scratch / "cache")
+    base = _stored_base(checkpoints, manifest.base, scratch / "cache")
     if base.digest != manifest.base["digest"]:
         raise CheckpointError(
             f"its base {base.reference} is not what it was trained from", where=where, fix="restore that base model"
@@ -174,10 +138,12 @@ def export_stored_checkpoint(
     return target
 
 
-def _pinned(base: Mapping[str, Any]) -> str:
-    """The base by the commit that was trained from, where it came from a hub."""
+def _stored_base(checkpoints: CheckpointStore, base: Mapping[str, Any], cache: Path) -> BaseModel:
+    """The base that a checkpoint names: by its commit where it came from a hub, by its version from the registry."""
     reference: str = base["reference"]
-    return f"{reference.partition('@')[0]}@{base['revision']}" if base["revision"] else reference
+    if reference.startswith(REGISTERED):
+        return registered_base(reference, StoreRegistry(checkpoints.blobs), checkpoints.content, cache)
+    return resolve_base(f"{reference.partition('@')[0]}@{base['revision']}" if base["revision"] else reference, cache)
 
 
 def _store_folder(content: ContentStore, folder: Path) -> dict[str, StoredFile]:

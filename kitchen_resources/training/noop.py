@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kitchen_resources.digests import canonical_json, digest_bytes, digest_json
@@ -57,7 +58,9 @@ class NoopTrainer:
         """See `Trainer.check`."""
         return []
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+    def resolve(
+        self, recipe: Recipe, base: BaseModel, models: Mapping[str, BaseModel] = MappingProxyType({})
+    ) -> Resolution:
         """See `Trainer.resolve`."""
         return Resolution(
             algorithm={"noop": ALGORITHM_VERSION},

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from kitchen_resources.errors import DataError
-from kitchen_resources.formulas.batches import steps_per_epoch, total_steps
+from kitchen_resources.formulas.batches import batch_plan, block_plan, steps_per_epoch, total_steps
 from kitchen_resources.formulas.schedules import warmup_steps_from_ratio
 from kitchen_resources.recipes.recipe import Recipe
 
@@ -46,14 +46,14 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
         raise DataError(
             "no training rows are left", where="dataset", fix="see the row report for why rows were dropped"
         )
-    per_epoch = steps_per_epoch(rows, batch_size=recipe.batch_size, accumulation=recipe.gradient_accumulation_steps)
-    total = total_steps(
-        rows,
-        batch_size=recipe.batch_size,
-        accumulation=recipe.gradient_accumulation_steps,
-        epochs=recipe.epochs,
-        max_steps=recipe.max_steps,
-    )
+    draws = recipe.draws(rows)
+    if draws is not None:
+        per_epoch = draws.count * draws.steps_per_draw
+    else:
+        per_epoch = steps_per_epoch(
+            rows, batch_size=recipe.batch_size, accumulation=recipe.gradient_accumulation_steps
+        )
+    total = total_steps(per_epoch, epochs=recipe.epochs, max_steps=recipe.max_steps)
     warmup = recipe.warmup_steps or 0
     if recipe.warmup_ratio is not None:
         warmup = warmup_steps_from_ratio(recipe.warmup_ratio, total)
@@ -64,3 +64,23 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
         epochs=math.ceil(total / per_epoch),
         warmup_steps=min(warmup, total),
     )
+
+
+def planned_rows(recipe: Recipe, plan: TrainingPlan, epoch: int) -> list[list[int]]:
+    """The rows that each optimiser step of an epoch (from 1) receives, as indices of the prepared rows.
+
+    Where a method samples, a step that trains on what an earlier one sampled receives no row of its own.
+    """
+    draws = recipe.draws(plan.rows)
+    if draws is None:
+        steps = batch_plan(
+            plan.rows,
+            seed=recipe.seed,
+            epoch=epoch - 1,
+            batch_size=recipe.batch_size,
+            accumulation=recipe.gradient_accumulation_steps,
+        )
+    else:
+        drawn = block_plan(plan.rows, seed=recipe.seed, block=epoch - 1, prompts=draws.prompts, draws=draws.count)
+        steps = [rows for prompts in drawn for rows in (prompts, *([[]] * (draws.steps_per_draw - 1)))]
+    return steps[: plan.last_step(epoch) - (epoch - 1) * plan.steps_per_epoch]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from kitchen_resources.datasets.port import LocalDataset
@@ -206,6 +207,14 @@ class Serving:
     chat_template: str | None
 
 
+class DerivedFiles(Protocol):
+    """Keeps what was worked out once, in the store, by what it was worked out from."""
+
+    def __call__(self, key: Mapping[str, Any], make: Callable[[Path], None], target: Path) -> Path:
+        """The file for a key, at `target`; made there by `make`, and kept, when the store has none yet."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything that a session needs; made once a run, after preflight and data preparation.
@@ -218,6 +227,8 @@ class TrainingJob:
         data: Prepared rows in a local file.
         plan: Steps and epochs.
         scratch: Folder of this attempt, emptied before and after.
+        models: Models besides the base, by role: `reference`, `teacher`.
+        derived: Files that follow from the job alone and are worth keeping, such as a reference's log-probabilities.
     """
 
     fingerprint: str
@@ -227,6 +238,8 @@ class TrainingJob:
     data: LocalDataset
     plan: TrainingPlan
     scratch: Path
+    models: Mapping[str, BaseModel] = field(default_factory=dict)
+    derived: "DerivedFiles | None" = None
 
     def serving(self) -> Serving:
         """What a model of this job needs when it is served."""
@@ -287,8 +300,15 @@ class Trainer(Protocol):
         """What of the recipe this backend can't do or doesn't know; empty when all is well."""
         ...
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+    def resolve(
+        self, recipe: Recipe, base: BaseModel, models: Mapping[str, BaseModel] = MappingProxyType({})
+    ) -> Resolution:
         """Answer what the recipe comes to here, without training anything.
+
+        Args:
+            recipe: What to train.
+            base: The base model.
+            models: Models besides it, by role.
 
         Raises:
             CapabilityError: It needs something this backend or machine lacks.

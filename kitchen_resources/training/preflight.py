@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from kitchen_resources.datasets.port import RawDataset, RawRow
 from kitchen_resources.datasets.shapes import RowProblem, shape_of
-from kitchen_resources.errors import CapabilityError, DataError
+from kitchen_resources.errors import CapabilityError, ConfigError, DataError
 from kitchen_resources.formulas.hyperparameters import suggest_learning_rate
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import HELD_OUT, Problem, check_values, refuse
-from kitchen_resources.training.port import Capabilities
+from kitchen_resources.training.base_models import read_config
+from kitchen_resources.training.port import BaseModel, Capabilities
+from kitchen_resources.training.registered import REGISTERED
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,16 @@ def preflight(launch: Launch) -> PreflightReport:
         DataError: The data can't be read, or are of no known shape.
         DiskFull: A checkpoint wouldn't fit.
     """
-    recipe, name = launch.recipe, f"recipe {launch.name}"
-    refuse([*check_values(recipe), *_scorer_problems(launch)], name)
-    adapter = launch.ports.trainer.adapter
+    check_recipe(launch)
+    recipe, adapter = launch.recipe, launch.ports.trainer.adapter
     capabilities = adapter.capabilities()
-    _require_capable(recipe, capabilities)
-    refuse(adapter.check(recipe), name)
     opened = list(_opened(launch))
     base = launch.base
-    for raw, columns, first in opened:
-        _require_known_shape(launch, raw, columns, first)
+    for role, model in launch.models.items():
+        require_same_vocabulary(launch, role, model)
+    for raw, columns, first, method in opened:
+        if method != "reinforcement":
+            _require_known_shape(launch, raw, columns, first, method)
     resolution = launch.resolution
     launch.checkpoints.require_space(resolution.state_bytes)
     return PreflightReport(
@@ -73,8 +76,56 @@ def preflight(launch: Launch) -> PreflightReport:
         memory_bytes=resolution.memory_bytes,
         state_bytes=resolution.state_bytes,
         free_bytes=launch.ports.blobs.free_bytes(),
-        notes=tuple(note for note in (base.note, launch.raw.train.note, _learning_rate_note(recipe)) if note),
+        notes=tuple(
+            note for note in (base.note, launch.raw.train.note, _learning_rate_note(recipe), *launch.notes()) if note
+        ),
     )
+
+
+def check_recipe(launch: Launch) -> None:
+    """Refuse what can be told from the recipe and the backend alone, without any model or row.
+
+    Raises:
+        ConfigError: As in `preflight`.
+        CapabilityError: As in `preflight`.
+    """
+    recipe, name = launch.recipe, f"recipe {launch.name}"
+    refuse([*check_values(recipe), *_scorer_problems(launch)], name)
+    adapter = launch.ports.trainer.adapter
+    _require_capable(recipe, adapter.capabilities())
+    refuse(adapter.check(recipe), name)
+
+
+def require_same_vocabulary(launch: Launch, role: str, model: BaseModel) -> None:
+    """Refuse a reference or teacher whose tokens aren't the student's, where their distributions are compared.
+
+    Raises:
+        ConfigError: The two vocabularies differ.
+    """
+    base = launch.base
+    if base.folder is None or model.folder is None or getattr(launch.recipe, "mode", "") == "sequence":
+        return
+    from kitchen_resources.datasets.templating import load_tokenizer
+
+    ours, theirs = load_tokenizer(base.folder).get_vocab(), load_tokenizer(model.folder).get_vocab()
+    sizes = [_vocabulary_size(folder) for folder in (base.folder, model.folder)]
+    if ours == theirs and sizes[0] == sizes[1]:
+        return
+    different = sorted({word for word, _ in ours.items() ^ theirs.items()}, key=lambda word: (len(word), word))
+    said = f"such as {different[0]!r}" if different else f"{sizes[1]} tokens against {sizes[0]}"
+    raise ConfigError(
+        f"the {role} {model.reference} has another vocabulary than {base.reference}, {said}",
+        where=f"recipe {launch.name}, {role}",
+        fix="mode: sequence, which trains on the teacher's text"
+        if role == "teacher"
+        else f"name a {role} of the same family",
+    )
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    config = read_config(folder)
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
 
 
 def _scorer_problems(launch: Launch) -> list[Problem]:
@@ -108,24 +159,28 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
         raise CapabilityError(f"has no {recipe.quantization} base", where=backend, fix="quantization: none")
 
 
-def _opened(launch: Launch) -> Iterator[tuple[RawDataset, Mapping[str, str], RawRow]]:
-    """Every data set that the launch will read, with the recipe's names of its columns, and its first row.
+def _opened(launch: Launch) -> Iterator[tuple[RawDataset, Mapping[str, str], RawRow, str]]:
+    """Every data set that the launch will read, with the recipe's names of its columns, its first row, and what reads it.
 
     A missing or empty file is told now, and not after the model was fetched or, for an evaluation, an epoch trained.
     """
     recipe, splits = launch.recipe, launch.raw
-    named = [(raw, recipe.columns) for raw in (splits.train, splits.held_out) if raw is not None]
+    own = [raw for raw in (splits.train, splits.held_out) if raw is not None]
+    named = [(raw, recipe.columns, recipe.method) for raw in own]
     for evaluation in recipe.evaluations:
         if evaluation.dataset != HELD_OUT:
-            named.append((launch.ports.datasets.open(evaluation.dataset, split=evaluation.split), evaluation.columns))
-    for raw, columns in named:
+            opened = launch.ports.datasets.open(evaluation.dataset, split=evaluation.split)
+            named.append((opened, evaluation.columns, "supervised"))
+    for raw, columns, method in named:
         first = next(iter(raw.rows()), None)
         if first is None:
             raise DataError("holds no rows", where=f"dataset {raw.reference}", fix="write at least one row to it")
-        yield raw, columns, first
+        yield raw, columns, first, method
 
 
-def _require_known_shape(launch: Launch, raw: RawDataset, columns: Mapping[str, str], first: RawRow) -> None:
+def _require_known_shape(
+    launch: Launch, raw: RawDataset, columns: Mapping[str, str], first: RawRow, method: str
+) -> None:
     """Refuse columns of no known shape, and conversations for a model that has no template for them.
 
     What else is wrong with the first row is a finding of the row report, as with any other.
@@ -135,6 +190,7 @@ def _require_known_shape(launch: Launch, raw: RawDataset, columns: Mapping[str, 
         columns,
         reference=f"dataset {raw.reference}",
         conversational=launch.rendering.conversational,
+        method=method,
     )
     with suppress(RowProblem, DataError):
         example = normalize(first)
@@ -144,7 +200,7 @@ def _require_known_shape(launch: Launch, raw: RawDataset, columns: Mapping[str, 
 
 def _learning_rate_note(recipe: Recipe) -> str:
     """A word where the learning rate is far from what models of this kind are trained with."""
-    if recipe.model.startswith("embedded:"):
+    if not recipe.model.strip() or recipe.model.startswith(("embedded:", REGISTERED)):
         return ""
     suggested = suggest_learning_rate(recipe.model, lora=recipe.lora is not None)
     if recipe.learning_rate > 10 * suggested:

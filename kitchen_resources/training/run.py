@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
+from kitchen_resources.blobs.derived import DerivedStore
 from kitchen_resources.blobs.workplace import remove_abandoned
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
 from kitchen_resources.checkpoints.lease import Lease, acquire
@@ -209,9 +210,11 @@ class TrainingRun:
             recipe=self._recipe,
             resolution=self._resolution(self.head()),
             base=self._launch.base,
+            models=self._launch.models,
             data=self._launch.training_rows(),
             plan=self.plan,
             scratch=self._scratch / uuid.uuid4().hex,
+            derived=DerivedStore(self._launch.content),
         )
 
     @property
@@ -421,6 +424,7 @@ class TrainingRun:
             data_digest=prepared.trained.digest,
             pad_token_id=prepared.pad_token_id,
             start=start,
+            besides=self._launch.besides(),
         )
 
     def _resolution(self, head: Head) -> Resolution:

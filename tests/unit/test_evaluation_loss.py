@@ -10,7 +10,7 @@ import torch
 
 from kitchen_resources.embedded.tokenizer import PAD_ID
 from kitchen_resources.errors import EvaluationError, OutOfMemory
-from kitchen_resources.evaluation import local
+from kitchen_resources.evaluation import likelihood, local
 from kitchen_resources.evaluation.local import LocalEvaluator
 from kitchen_resources.evaluation.port import Measure
 from kitchen_resources.formulas.metrics import ratio_interval
@@ -102,14 +102,14 @@ def test_logits_of_a_forward_pass_are_bounded(
 ) -> None:
     rows = [([token % 256 for token in range(start, start + 40)], [7] * 40) for start in range(7)]
     passes: list[int] = []
-    forward = local._forward
+    forward = likelihood._forward
 
     def counted(model: Any, rows: Any, pad: int) -> Any:
         passes.append(len(rows))
         return forward(model, rows, pad)
 
-    monkeypatch.setattr(local, "_forward", counted)
-    monkeypatch.setattr(local, "_LOGITS", logits)
+    monkeypatch.setattr(likelihood, "_forward", counted)
+    monkeypatch.setattr(likelihood, "_LOGITS", logits)
     found = measured(model, rows, tmp_path, batch_size=64)
     assert passes == forward_passes
     sums, counts = plain_losses(load_plain(model), rows)
@@ -202,7 +202,7 @@ def _add_updates(model: Any, adapter: Path, scale: float) -> None:
 def test_a_loss_that_is_not_finite_names_the_row(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = local._forward
+    forward = likelihood._forward
 
     def overflowing(model: Any, rows: Any, pad: int) -> Any:
         return [
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_names_the_row(
             for (tokens, _), (total, count) in zip(rows, forward(model, rows, pad), strict=True)
         ]
 
-    monkeypatch.setattr(local, "_forward", overflowing)
+    monkeypatch.setattr(likelihood, "_forward", overflowing)
     rows = drawn_rows(6)
     rows[4] = ([77, 1, 2], [77, 1, 2])
     with pytest.raises(EvaluationError) as broken:
@@ -223,11 +223,11 @@ def test_a_loss_that_is_not_finite_names_the_row(
 def test_a_perplexity_beyond_all_numbers_is_left_out(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_forward", lambda model, rows, pad: [(800.0, 1.0) for _ in rows])
+    monkeypatch.setattr(likelihood, "_forward", lambda model, rows, pad: [(800.0, 1.0) for _ in rows])
     assert measured(model, drawn_rows(3), tmp_path) == {"asked/loss": Measure(800.0, 3, 800.0, 800.0)}
     # One whose interval alone is beyond them is kept.
     losses = iter([1.0, 900.0])
-    monkeypatch.setattr(local, "_forward", lambda model, rows, pad: [(next(losses), 1.0) for _ in rows])
+    monkeypatch.setattr(likelihood, "_forward", lambda model, rows, pad: [(next(losses), 1.0) for _ in rows])
     found = measured(model, drawn_rows(2), tmp_path)["asked/perplexity"]
     assert found.value == pytest.approx(math.exp(450.5))
     assert found.high == math.inf
@@ -248,7 +248,7 @@ def test_out_of_memory_names_what_to_lower(
     def fail(*args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(local, "_forward", fail)
+    monkeypatch.setattr(likelihood, "_forward", fail)
     with pytest.raises(OutOfMemory) as refused:
         measured(model, drawn_rows(2), tmp_path, name="held_out")
     assert str(refused.value) == ("evaluation held_out: ran out of memory\n  fix: lower its batch_size or max_tokens")
@@ -264,6 +264,6 @@ def test_other_failures_of_torch_stay_what_they_are(
     def fail(*args: Any) -> Any:
         raise RuntimeError("shapes don't match")
 
-    monkeypatch.setattr(local, "_forward", fail)
+    monkeypatch.setattr(likelihood, "_forward", fail)
     with pytest.raises(RuntimeError, match="shapes don't match"):
         measured(model, drawn_rows(2), tmp_path)

@@ -300,17 +300,6 @@ def test_the_same_file_elsewhere_is_the_same_question(pretence: Pretence, tmp_pa
 def test_tasks_are_made_from_stored_rows(pretence: Pretence, tmp_path: Path) -> None:
     """Another process, or another machine, makes the same tasks from the store alone."""
     launch = pretence.launch(evaluations=[SUMS])
-    made = [
-        make_tasks(
-            launch.recipe,
-            launch.prepared,
-            launch.rendering.renderer,
-            launch.ports.datasets,
-            launch.content,
-            tmp_path / folder,
-            conversational=True,
-        )
-        for folder in ("first", "second")
-    ]
+    made = [make_tasks(launch, tmp_path / folder) for folder in ("first", "second")]
     assert [task.spec() for task in made[0]] == [task.spec() for task in made[1]]
     assert made[0][0].scored != made[1][0].scored

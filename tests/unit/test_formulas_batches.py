@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kitchen_resources.errors import ConfigError, DataError
-from kitchen_resources.formulas.batches import batch_plan, steps_per_epoch, total_steps
+from kitchen_resources.formulas.batches import batch_plan, block_plan, steps_per_epoch, total_steps
 
 
 @pytest.mark.heavy
@@ -53,9 +53,9 @@ def test_steps_per_epoch(n: int, batch_size: int, accumulation: int, expected: i
 
 
 def test_total_steps_are_cut_by_max_steps_and_never_stretched() -> None:
-    assert total_steps(9, batch_size=4, accumulation=2, epochs=3) == 6
-    assert total_steps(9, batch_size=4, epochs=3, max_steps=4) == 4
-    assert total_steps(9, batch_size=4, epochs=3, max_steps=100) == 9
+    assert total_steps(2, epochs=3) == 6
+    assert total_steps(3, epochs=3, max_steps=4) == 4
+    assert total_steps(3, epochs=3, max_steps=100) == 9
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,32 @@ def test_total_steps_are_cut_by_max_steps_and_never_stretched() -> None:
         ({"n": 0}, DataError, "dataset"),
         ({"batch_size": 0}, ConfigError, "batch_size"),
         ({"accumulation": 0}, ConfigError, "gradient_accumulation_steps"),
-        ({"epochs": 0}, ConfigError, "epochs"),
-        ({"max_steps": 0}, ConfigError, "max_steps"),
     ],
 )
-def test_bad_counts_are_refused_by_name(arguments: dict[str, int], error: type[ConfigError], where: str) -> None:
-    given: dict[str, Any] = {"n": 4, "batch_size": 2, "epochs": 1, **arguments}
+def test_bad_counts_of_rows_are_refused_by_name(
+    arguments: dict[str, int], error: type[ConfigError], where: str
+) -> None:
+    given: dict[str, Any] = {"n": 4, "batch_size": 2, **arguments}
     with pytest.raises(error) as refused:
-        total_steps(given.pop("n"), **given)
+        steps_per_epoch(given.pop("n"), **given)
     assert refused.value.where == where
+
+
+@pytest.mark.parametrize("name", ["steps_per_epoch", "epochs", "max_steps"])
+def test_bad_counts_of_steps_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        total_steps(**{"steps_per_epoch": 4, "epochs": 1, "max_steps": 3, name: 0})
+    assert refused.value.where == name
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("n", "prompts", "draws"), [(10, 4, 3), (7, 7, 1), (5, 8, 2), (30, 4, 2)])
+def test_blocks_go_on_where_the_one_before_ended(n: int, prompts: int, draws: int) -> None:
+    blocks = [block_plan(n, seed=3, block=block, prompts=prompts, draws=draws) for block in range(7)]
+    assert all([len(draw) for draw in block] == [prompts] * draws for block in blocks)
+    taken = [index for block in blocks for draw in block for index in draw]
+    passes = [batch_plan(n, seed=3, epoch=epoch, batch_size=n)[0] for epoch in range(len(taken) // n + 1)]
+    assert taken == [index for order in passes for index in order][: len(taken)]
 
 
 @pytest.mark.heavy
@@ -113,7 +130,7 @@ def test_the_trainer_takes_the_rows_of_the_plan(n: int, batch_size: int, accumul
         for step in batch_plan(n, seed=11, epoch=epoch, batch_size=batch_size, accumulation=accumulation)
     ]
     assert taken == planned
-    assert len(taken) == total_steps(n, batch_size=batch_size, accumulation=accumulation, epochs=3)
+    assert len(taken) == 3 * steps_per_epoch(n, batch_size=batch_size, accumulation=accumulation)
 
 
 def rows_that_the_trainer_takes(

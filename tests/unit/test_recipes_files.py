@@ -396,7 +396,7 @@ def test_the_built_in_recipe_is_one_that_can_be_trained() -> None:
     assert made.definition.name == "supervised"
     assert check_values(made) == []
     assert (made.model, made.dataset) == ("embedded:tiny", "embedded:dates")
-    assert made.definition.promotion.metric in measured_metrics(made)
+    assert made.promotion.metric in measured_metrics(made)
 
 
 def test_no_field_has_the_name_of_a_definition_key() -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -41,9 +42,9 @@ class Recorded(NoopTrainer):
         self.asked.append("check")
         return self._problems
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+    def resolve(self, recipe: Recipe, base: BaseModel, models: Any = MappingProxyType({})) -> Resolution:
         self.asked.append("resolve")
-        return replace(super().resolve(recipe, base), device="cuda:0", memory_bytes=5 * 2**30, state_bytes=3 * 2**20)
+        return replace(super().resolve(recipe, base, models), device="cuda:0", memory_bytes=5 * 2**30, state_bytes=3 * 2**20)
 
 
 class RecordedDatasets(NoopDatasets):

@@ -12,6 +12,7 @@ from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.rules import field_names
 from kitchen_resources.training.preflight import preflight
+from kitchen_resources.training.trl import supervised
 from kitchen_resources.training.trl.arguments import (
     OPTIMIZERS,
     OWNED,
@@ -95,7 +96,7 @@ def names() -> set[str]:
 
 
 def problems(**arguments: Any) -> list[tuple[str, str, str]]:
-    return check_trainer_args(recipe({"trainer_args": arguments}), config_class())
+    return check_trainer_args(recipe({"trainer_args": arguments}), supervised)
 
 
 def test_every_field_is_passed_on_or_refused_by_name() -> None:

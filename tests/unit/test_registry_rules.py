@@ -17,7 +17,8 @@ from kitchen_resources.registry.promotion import Verdict, judge
 from kitchen_resources.registry.registering import register_model
 from kitchen_resources.registry.resource import InProcess, RegistryResource
 from kitchen_resources.registry.store import NoopRegistry, StoreRegistry
-from kitchen_resources.training.exporting import export_checkpoint, files_as_json
+from kitchen_resources.training.exporting import export_checkpoint
+from kitchen_resources.training.model_files import files_as_json
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.run import TrainingRun
 from tests.pretending import LOSS, Pretence, ScriptedEvaluator, Silent, write_sums

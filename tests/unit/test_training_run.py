@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -240,10 +241,10 @@ class Elsewhere(NoopTrainer):
         self._threads = threads
         self._environment = environment
 
-    def resolve(self, recipe: Any, base: Any) -> Any:
+    def resolve(self, recipe: Any, base: Any, models: Any = MappingProxyType({})) -> Any:
         from dataclasses import replace
 
-        resolution = super().resolve(recipe, base)
+        resolution = super().resolve(recipe, base, models)
         environment = {**resolution.environment, "threads": self._threads, **self._environment}
         return replace(resolution, threads=self._threads, environment=environment)
 

@@ -12,7 +12,8 @@ from kitchen_resources.checkpoints.head import CheckpointEntry, Head, decode_hea
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.manifest import LEDGER_FILE, encode_manifest
 from kitchen_resources.errors import BlobError, CheckpointError
-from kitchen_resources.training.exporting import export_checkpoint, write_model_folder
+from kitchen_resources.training.exporting import export_checkpoint
+from kitchen_resources.training.model_files import write_model_folder
 from tests.engine import ROWS, Engine, HookedTrainer, epoch_ends, needed_files, payload_keys, states, undisturbed
 from tests.faulty_blobs import WRITES, FaultyBlobs, NthWrite, is_away
 

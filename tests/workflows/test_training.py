@@ -14,6 +14,7 @@ import kitchen_assets as kitchen
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import ConfigError, DiskFull, TrainingDiverged
 from kitchen_resources.formulas.batches import batch_plan
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.telemetry.handlers import read_jsonl
 from kitchen_resources.training.trl import supervised
 from tests.workflows.conftest import SMALL, Bench
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.heavy
 
 def _nan_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the loss of one optimiser step NaN."""
-    trainer = supervised.trainer_class()
+    trainer = supervised.trainer_class(SupervisedRecipe())
     real = trainer.compute_loss
 
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:

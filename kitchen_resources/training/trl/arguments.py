@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,11 @@ OWNED = {
 }
 """Arguments that can't be set at all, and why; old names of arguments too."""
 
+NOISE = dict.fromkeys(
+    ("label_smoothing_factor", "neftune_noise_alpha"), "it is not what this method's loss is defined by"
+)
+"""Arguments of the supervised loss that other methods would ignore, or let act on the reference too."""
+
 _WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context")
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing_factor": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
@@ -206,32 +211,49 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "router_aux_loss_coef": (lambda value: value >= 0, "at least 0"),
     "pad_to_multiple_of": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1"),
-    "loss_type": (lambda value: value in ("nll", "dft"), "nll or dft"),
 }
 
 
-def check_trainer_args(recipe: Recipe, config_class: type) -> list[Problem]:
-    """What is wrong with a recipe's `trainer_args`: what the kitchen owns, unknown names, values that can't be."""
+def check_trainer_args(recipe: Recipe, method: Any) -> list[Problem]:
+    """What is wrong with a recipe's `trainer_args`: what the kitchen owns, unknown names, values that can't be.
+
+    Args:
+        recipe: The recipe.
+        method: The module of its method.
+    """
+    config_class = method.config_class(recipe)
     types = typing.get_type_hints(config_class)
     known = {field.name for field in dataclasses.fields(config_class)}
+    fields = {
+        **{name: field for name, field in OWNED_FIELDS.items() if name not in method.OWNED},
+        **method.OWNED_FIELDS,
+    }
+    owned = {**OWNED, **method.OWNED}
     arguments = recipe.trainer_args
     problems: list[Problem] = []
     for name, value in arguments.items():
         path = f"trainer_args.{name}"
-        if name in OWNED_FIELDS:
-            problems.append((path, "is said by another field of the recipe", f"{OWNED_FIELDS[name]}: …"))
-        elif name in OWNED:
-            problems.append((path, f"can't be set, because {OWNED[name]}", f"nothing: remove {name}"))
+        if name in fields:
+            problems.append((path, "is said by another field of the recipe", f"{fields[name]}: …"))
+        elif name in owned or name.startswith("vllm_"):
+            reason = owned.get(name, "generation.options says it")
+            problems.append((path, f"can't be set, because {reason}", f"nothing: remove {name}"))
         elif name not in known:
-            close = difflib.get_close_matches(name, known - {*OWNED, *OWNED_FIELDS}, n=1)
+            close = difflib.get_close_matches(name, known - {*owned, *fields}, n=1)
             fix = f"{close[0]}: {value}, if that was meant" if close else f"nothing: remove {name}"
             problems.append((path, f"{config_class.__name__} has no such field", fix))
         else:
-            problems.extend(_wrong_value(name, value, types[name], arguments))
+            problems.extend(_wrong_value(name, value, types[name], arguments, {**_VALUES, **method.VALUES}))
     return problems
 
 
-def _wrong_value(name: str, value: Any, wanted: Any, arguments: dict[str, Any]) -> Iterator[Problem]:
+def _wrong_value(
+    name: str,
+    value: Any,
+    wanted: Any,
+    arguments: dict[str, Any],
+    values: Mapping[str, tuple[Callable[[Any], bool], str]],
+) -> Iterator[Problem]:
     """What is wrong with a value; the config class itself checks few types, and those only when training starts."""
     path = f"trainer_args.{name}"
     try:
@@ -242,9 +264,9 @@ def _wrong_value(name: str, value: Any, wanted: Any, arguments: dict[str, Any]) 
         return
     if name in _WORKERS and not arguments.get("dataloader_num_workers"):
         yield path, "means something only with workers", "dataloader_num_workers: 1 beside it"
-    if value is None or name not in _VALUES:
+    if value is None or name not in values:
         return
-    is_valid, bound = _VALUES[name]
+    is_valid, bound = values[name]
     if not is_valid(value):
         yield path, f"must be {bound}, got {value!r}", f"{name}: a value within that"
 

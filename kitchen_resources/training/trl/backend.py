@@ -1,6 +1,8 @@
 """The `trl` backend as a `Trainer`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kitchen_resources.errors import CapabilityError, ConfigError
@@ -24,9 +26,9 @@ class TrlTrainer:
         """See `Trainer.capabilities`."""
         return Capabilities(
             backend="trl",
-            methods=frozenset({"supervised"}),
+            methods=frozenset({"supervised", "preference", "reinforcement", "distillation"}),
             resume="exact",
-            step_checkpoints=frozenset({"supervised"}),
+            step_checkpoints=frozenset({"supervised", "preference"}),
             quantization=frozenset({"none", "8bit", "4bit"}),
         )
 
@@ -37,9 +39,11 @@ class TrlTrainer:
         from kitchen_resources.training.trl.arguments import check_trainer_args
         from kitchen_resources.training.trl.session import METHODS
 
-        return check_trainer_args(recipe, METHODS[recipe.method].config_class())
+        return check_trainer_args(recipe, METHODS[recipe.method])
 
-    def resolve(self, recipe: Recipe, base: BaseModel) -> Resolution:
+    def resolve(
+        self, recipe: Recipe, base: BaseModel, models: Mapping[str, BaseModel] = MappingProxyType({})
+    ) -> Resolution:
         """See `Trainer.resolve`."""
         from kitchen_resources.training.trl import machine
         from kitchen_resources.training.trl.arguments import OPTIMIZERS

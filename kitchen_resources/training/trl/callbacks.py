@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -33,12 +33,14 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         plan: TrainingPlan,
         epoch: int,
         on_step: Callable[[StepMetrics, list[int]], None],
+        names: Mapping[str, str],
     ) -> None:
         self._trainer = trainer
         self._recipe = recipe
         self._plan = plan
         self._epoch = epoch
         self._on_step = on_step
+        self._names = names
         self._rows: list[int] = []
         self._tokens = 0
         self._seconds = 0.0
@@ -51,7 +53,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """An optimiser step is done, and not yet logged or saved."""
         self._rows, self._trainer.step_rows = self._trainer.step_rows, []
-        self._tokens = self._trainer.step_tokens
+        self._tokens = self._trainer.tokens_of_step()
         self._seconds = time.perf_counter() - self._trainer.step_started
         control.should_log = True
         if self._is_due(state.global_step) and state.global_step < self._plan.last_step(self._epoch):
@@ -84,7 +86,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
             seconds=self._seconds,
             host_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES,
             device_memory_bytes=_device_memory(),
-            extra={k: float(v) for k, v in logs.items() if k not in _NOT_EXTRA and _is_number(v)},
+            extra={self._names.get(k, k): float(v) for k, v in logs.items() if k not in _NOT_EXTRA and _is_number(v)},
         )
         self._on_step(metrics, self._rows)
 

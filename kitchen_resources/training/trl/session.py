@@ -1,15 +1,16 @@
 """A TRL session: one epoch a call, always from its parent's verified files, in the calling thread."""
 
 import gc
+import math
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
-from kitchen_resources.formulas.batches import batch_plan
+from kitchen_resources.training.plan import planned_rows
 from kitchen_resources.training.port import (
     CheckpointDraft,
     EpochResult,
@@ -18,7 +19,7 @@ from kitchen_resources.training.port import (
     TrainingEvents,
     TrainingJob,
 )
-from kitchen_resources.training.trl import supervised
+from kitchen_resources.training.trl import distillation, preference, reinforcement, supervised
 from kitchen_resources.training.trl.arguments import training_arguments
 from kitchen_resources.training.trl.callbacks import EpochWatch
 from kitchen_resources.training.trl.export import export_model
@@ -29,8 +30,13 @@ from kitchen_resources.training.trl.trainer import SavedState
 # What torch says on a CPU; there it has no class of its own for it.
 _OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
-METHODS = {"supervised": supervised}
-"""The module of each method that TRL trains here."""
+METHODS: Mapping[str, Any] = {
+    "supervised": supervised,
+    "preference": preference,
+    "reinforcement": reinforcement,
+    "distillation": distillation,
+}
+"""The module of each method that TRL trains here; they have the same functions."""
 
 
 class TrlSession:
@@ -47,12 +53,13 @@ class TrlSession:
         torch.set_num_threads(job.resolution.threads)
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-        columns = self._method.columns(job.data.packed)
+        columns = self._method.columns(job)
         # What a failed attempt of this process has left: its model must not wait for the end of the next epoch.
         gc.collect()
         # In memory and not through the `datasets` cache, which would lie outside the store.
         self._rows = datasets.Dataset(_read_columns(job.data.path, columns))
         self._row_column = columns[-1]
+        self._setup = self._method.Setup(job, self._rows)
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`."""
@@ -79,6 +86,7 @@ class TrlSession:
         import torch
 
         self._rows = None
+        self._setup.close()
         torch.set_num_threads(self._threads)
 
     def _train(self, attempt: "_EpochAttempt", epoch: int, parent: LocalCheckpoint | None, folder: Path) -> None:
@@ -98,7 +106,7 @@ class TrlSession:
         # The state is one a process, and keeps the precision of an earlier run in it.
         AcceleratorState._reset_state(reset_partial_state=True)
         arguments = training_arguments(
-            self._method.config_class(),
+            self._method.config_class(job.recipe),
             job.recipe,
             job.resolution,
             job.plan,
@@ -106,32 +114,26 @@ class TrlSession:
             self._method.method_arguments(job),
         )
         assert job.base.folder is not None
-        trainer = self._method.trainer_class()(
+        trainer = self._method.trainer_class(job.recipe)(
             model=load_for_training(job.base.folder, job.recipe, job.resolution),
             args=arguments,
-            train_dataset=self._rows,
+            train_dataset=self._setup.rows,
             processing_class=_tokenizer(job.base.folder, job.data.pad_token_id),
             peft_config=lora_config(job.recipe),
+            **self._setup.inputs(),
         )
+        self._setup.attach(trainer, epoch)
         trainer.adopt(job.recipe, job.plan, self._row_column, attempt.save)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step))
+        trainer.add_callback(EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step, self._method.METRICS))
         return trainer
 
     def _expected_rows(self, epoch: int) -> list[list[int]]:
         """Row ids of each optimiser step of the epoch, by the plan."""
-        recipe = self._job.recipe
         # As one list: asked for one by one, a million ids took half a minute, before every epoch.
         ids = self._rows[self._row_column][:]
-        steps = batch_plan(
-            self._job.plan.rows,
-            seed=recipe.seed,
-            epoch=epoch - 1,
-            batch_size=recipe.batch_size,
-            accumulation=recipe.gradient_accumulation_steps,
-        )
-        flat = [[item for index in step for item in _as_list(ids[index])] for step in steps]
-        return flat[: self._job.plan.last_step(epoch) - (epoch - 1) * self._job.plan.steps_per_epoch]
+        steps = planned_rows(self._job.recipe, self._job.plan, epoch)
+        return [[item for index in step for item in _as_list(ids[index])] for step in steps]
 
 
 class _EpochAttempt:
@@ -192,11 +194,19 @@ class _EpochAttempt:
 
 
 def epoch_metrics(steps: list[StepMetrics]) -> dict[str, float]:
-    """Numbers of an epoch so far: loss as the mean per trained token, sums of tokens and seconds, peaks of memory."""
+    """Numbers of an epoch so far: loss as the mean per trained token, sums of tokens and seconds, peaks of memory.
+
+    What else the method logs is the mean over the steps that have it.
+    """
+    further: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.extra.items():
+            further.setdefault(name, []).append(value)
     tokens = sum(step.tokens for step in steps)
     seconds = sum(step.seconds for step in steps)
     weighted = sum(step.loss * step.tokens for step in steps)
     return {
+        **{name: math.fsum(values) / len(values) for name, values in further.items()},
         "loss": weighted / tokens if tokens else steps[-1].loss,
         "last_loss": steps[-1].loss,
         "learning_rate": steps[-1].learning_rate,

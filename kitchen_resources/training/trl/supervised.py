@@ -3,13 +3,24 @@
 from functools import lru_cache
 from typing import Any
 
+from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import TrainingJob
+from kitchen_resources.training.trl.setup import Setup
+
+__all__ = ["ALGORITHM_VERSION", "METRICS", "OWNED", "OWNED_FIELDS", "VALUES", "Setup", "columns", "config_class"]
 
 ALGORITHM_VERSION = 1
 """Raised by hand when this module's arithmetic changes."""
 
+METRICS: dict[str, str] = {}
+"""TRL's names of what is logged, and ours."""
 
-def config_class() -> type:
+OWNED_FIELDS: dict[str, str] = {}
+OWNED: dict[str, str] = {}
+VALUES = {"loss_type": (lambda value: value in ("nll", "dft"), "nll or dft")}
+
+
+def config_class(recipe: Recipe) -> type:
     """The TRL config class of the method."""
     from trl import SFTConfig
 
@@ -26,19 +37,23 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def columns(packed: bool) -> list[str]:
+def columns(job: TrainingJob) -> list[str]:
     """Columns of the prepared data that the trainer reads."""
-    return ["input_ids", "labels", *(["seq_lengths", "row_ids"] if packed else ["row_id"])]
+    return ["input_ids", "labels", *(["seq_lengths", "row_ids"] if job.data.packed else ["row_id"])]
 
 
 @lru_cache(maxsize=1)
-def trainer_class() -> type:
-    """SFTTrainer with what the kitchen adds."""
+def _trainer_class() -> type:
     from trl import SFTTrainer
 
     from kitchen_resources.training.trl.trainer import KitchenTrainerMixin
 
     class SupervisedTrainer(KitchenTrainerMixin, SFTTrainer):  # type: ignore[misc]
-        """See the module."""
+        """SFTTrainer with what the kitchen adds."""
 
     return SupervisedTrainer
+
+
+def trainer_class(recipe: Recipe) -> type:
+    """SFTTrainer with what the kitchen adds."""
+    return _trainer_class()

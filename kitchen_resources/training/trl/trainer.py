@@ -79,16 +79,32 @@ class KitchenTrainerMixin:
         self.step_rows: list[int] = []
         self.step_tokens = 0
         self.step_started = time.perf_counter()
-        self.data_collator = RowIdCollator(self.data_collator, row_column)
+        self.wrap_collator(row_column)
         self._set_signature_columns_if_needed()  # type: ignore[attr-defined]
         self._signature_columns = [*self._signature_columns, row_column]
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> "torch.Tensor":
-        """One forward and backward pass; takes note of the rows that it really received."""
+    def wrap_collator(self, row_column: str) -> None:
+        """Let row ids travel with each batch."""
+        self.data_collator = RowIdCollator(self.data_collator, row_column)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> "torch.Tensor":
+        """One forward and backward pass; takes note of what it really received."""
+        self.take_note(inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc, no-any-return]
+
+    def take_note(self, inputs: Any, num_items_in_batch: Any) -> None:
+        """Take note of the rows and trained tokens of one pass; the row ids are taken out of the batch."""
         if not self.step_rows:
             self.step_tokens = int(num_items_in_batch) if num_items_in_batch is not None else 0
         self.step_rows.extend(inputs.pop(ROW_IDS).tolist())
-        return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc, no-any-return]
+
+    def tokens_of_step(self) -> int:
+        """Trained tokens of the optimiser step under way."""
+        return self.step_tokens
+
+    def state_beside(self) -> dict[str, bytes]:
+        """Further files of a checkpoint that tell of the epoch, by name; no part of the state."""
+        return {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The kitchen's schedule, over the planned total whatever this session trains of it."""
@@ -129,6 +145,9 @@ class KitchenTrainerMixin:
         before = {path.name for path in folder.iterdir()}
         write_training_state(folder, self.optimizer, self.lr_scheduler)
         state = sorted(path.name for path in folder.iterdir() if path.name not in before)
+        for name, data in self.state_beside().items():
+            (folder / name).write_bytes(data)
+            others.append(name)
         self._save(SavedState(folder, [*weights, *state], others))
 
 

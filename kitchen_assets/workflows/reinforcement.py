@@ -1,0 +1,28 @@
+"""Reinforcement learning: problems, blocks of rollouts, model, evaluation, version."""
+
+from kitchen_assets.composition import Workflow
+from kitchen_assets.stages.checkpoints import checkpoints
+from kitchen_assets.stages.datasets import dataset, raw
+from kitchen_assets.stages.evaluation import evaluation
+from kitchen_assets.stages.registry import production, promotion_gate, registered_model
+from kitchen_assets.stages.training import model
+from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
+
+reinforcement = Workflow(
+    name="reinforcement",
+    recipe=ReinforcementRecipe,
+    description="The model acts in an environment and learns what is rewarded (GRPO, PPO's clipped loss); an epoch is one "
+    "block of rollouts by the weights of that moment.",
+    stages=[
+        raw,
+        dataset,
+        checkpoints,
+        model,
+        evaluation,
+        registered_model,
+    ],
+    promotion=[
+        promotion_gate,
+        production,
+    ],
+)

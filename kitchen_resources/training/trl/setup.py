@@ -1,0 +1,45 @@
+"""What a session holds for its method, beside what all methods share."""
+
+from typing import Any
+
+from kitchen_resources.training.port import TrainingJob
+from kitchen_resources.training.trl.models import load_causal_lm
+
+
+class Setup:
+    """What a trainer of the method is built with, once an epoch, and what lives as long as the session.
+
+    Args:
+        job: What is trained.
+        rows: The prepared rows, as a `datasets.Dataset` with the method's columns.
+
+    Attributes:
+        rows: What the trainer reads.
+    """
+
+    def __init__(self, job: TrainingJob, rows: Any) -> None:
+        self.job = job
+        self.rows = rows
+
+    def inputs(self) -> dict[str, Any]:
+        """Further arguments of the trainer's constructor."""
+        return {}
+
+    def attach(self, trainer: Any, epoch: int) -> None:
+        """Tie a newly built trainer to this session and epoch."""
+
+    def close(self) -> None:
+        """Free what is held; may be called twice."""
+        self.rows = None
+
+    def companion(self, role: str) -> Any:
+        """A model that training only reads: the one of that role, else the base; frozen, on the training device."""
+        base = self.job.models.get(role, self.job.base)
+        assert base.folder is not None
+        values = self.job.resolution.values
+        model = load_causal_lm(
+            base.folder,
+            dtype="bfloat16" if values["precision"] == "bf16" else "float32",
+            attention=values["attention"],
+        )
+        return model.requires_grad_(False).to(self.job.resolution.device).eval()
