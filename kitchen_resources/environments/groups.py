@@ -51,7 +51,7 @@ class SeatedGroup:
                 if not self._failed(part["sample"], answer):
                     self._past[part["sample"]].append((part, answer))
                     results[part["sample"]] = StepResult(**answer)
-        self._over |= {sample for sample, result in results.items() if result.done}
+                    self._over |= {part["sample"]} if answer["done"] else set()
         return {sample: results.get(sample) or self.failures[sample] for sample in sorted(actions)}
 
     def release(self) -> None:

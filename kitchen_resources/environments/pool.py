@@ -224,7 +224,7 @@ def _setup(spec: EnvironmentSpec) -> Wire:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"the reward {twice[0]!r} is named twice", where="rewards", fix="keep one of the two")
     for where, args in (("environment.args", spec.args), *(("rewards.args", reward.args) for reward in spec.rewards)):
-        if not is_json(args):
+        if not is_json(dict(args)):
             raise ConfigError(
                 f"{args} are no JSON values", where=where, fix="write texts, numbers, lists and mappings"
             )

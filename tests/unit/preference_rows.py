@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.datasets.port import Example
+from kitchen_resources.datasets.report import RowReport
 from kitchen_resources.datasets.rows import Outcome, normalized_examples
 from kitchen_resources.recipes.preference import PreferenceRecipe
-from tests.unit.dataset_rows import Row, raw_of
-from tests.unit.preparing import END, NEWLINE, START
+from tests.unit.dataset_rows import Row, raw_of, write_jsonl
+from tests.unit.preparing import END, NEWLINE, START, Pantry
 
 Q = {"role": "user", "content": "Q"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
 S = {"role": "system", "content": "S"}
+ACCEPT_ALL = dict.fromkeys(("invalid", "untrained", "truncated", "duplicates", "overlap"), 1.0)
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
@@ -52,3 +54,15 @@ def asked_ids(question: str) -> list[int]:
 def said_ids(answer: str) -> list[int]:
     """Token ids of an answer in the embedded template, with the token that ends its turn."""
     return [*answer.encode(), END]
+
+
+def prepare(pantry: Pantry, tmp_path: Path, rows: list[dict[str, Any]], **fields: Any) -> Any:
+    """Rows in a file, prepared whatever is wrong with them: the prepared data and the report."""
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    return pantry.prepare(preferring(path, **{"row_limits": ACCEPT_ALL, **fields}))  # type: ignore[arg-type]
+
+
+def found(report: RowReport) -> dict[str, dict[int, str]]:
+    """What a report found: kind -> row id -> reason."""
+    kinds = report.findings.items()
+    return {kind: {row: why for row, _, why in finding.examples} for kind, finding in kinds if finding.count}
