@@ -28,12 +28,14 @@ from kitchen_resources.digests import canonical_json, digest_bytes
 from kitchen_resources.environments.options import identity_of
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.ports import Ports
+from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.training.base_models import resolve_base, simulated_base
 from kitchen_resources.training.port import BaseModel, Resolution
 from kitchen_resources.training.registered import REGISTERED, registered_base
+from kitchen_resources.training.teacher_answers import ModelAnswers
 
 
 class Launch:
@@ -163,6 +165,7 @@ class Launch:
             conversational=rendering.conversational,
             rendering=rendering.rendering,
             simulated=rendering.simulated,
+            teacher=self._teacher_answers(),
         )
         capabilities = self.ports.trainer.adapter.capabilities()
         if prepared.fractional and not capabilities.fractional_weights:
@@ -174,6 +177,13 @@ class Launch:
         self.write("prepared", asdict(prepared))
         self.pin_models()
         return prepared, report
+
+    def _teacher_answers(self) -> ModelAnswers | None:
+        """The teacher who answers the training rows anew, where the recipe learns from its answers."""
+        recipe = self.recipe
+        if not isinstance(recipe, DistillationRecipe) or recipe.mode != "sequence" or self.simulated:
+            return None
+        return ModelAnswers(recipe, self.models["teacher"], self.resolution)
 
     @cached_property
     def prepared(self) -> PreparedDataset:

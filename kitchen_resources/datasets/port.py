@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-Shape = Literal["messages", "prompt_completion", "text", "preference"]
+Shape = Literal["messages", "prompt_completion", "text", "preference", "problem"]
 
 Answer = str | tuple[Mapping[str, Any], ...]
 """Raw text after raw text, or a message after messages."""
@@ -26,7 +26,7 @@ class RawDataset:
 
     Attributes:
         reference: As the recipe names it.
-        kind: Where it comes from: file, folder, hub, embedded, simulated.
+        kind: Where it comes from: file, folder, hub, embedded, environment, simulated.
         digest: sha256 over the bytes of its files, or over its rows where there are no files.
         files: sha256 of each file that is read.
         revision: Commit of a hub data set, else "".
@@ -35,7 +35,7 @@ class RawDataset:
     """
 
     reference: str
-    kind: Literal["file", "folder", "hub", "embedded", "simulated"]
+    kind: Literal["file", "folder", "hub", "embedded", "environment", "simulated"]
     digest: str
     files: Mapping[str, str]
     revision: str
@@ -84,6 +84,7 @@ class Example:
         text: Raw text, learned whole.
         chosen: The better answer of a pair: one message after `messages`, or raw text after `prompt`.
         rejected: The worse one, likewise.
+        problem: What an environment asks, as a JSON object; `messages` are the conversation that it starts with.
     """
 
     row_id: int
@@ -96,6 +97,7 @@ class Example:
     text: str = ""
     chosen: Answer = ""
     rejected: Answer = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.blobs.workplace import workplace
@@ -18,16 +18,32 @@ from kitchen_resources.datasets.port import (
     PreparedSplit,
     RawDataset,
 )
+from kitchen_resources.datasets.problems import observed_examples, own_problems
 from kitchen_resources.datasets.report import RowReport, report_from_json
-from kitchen_resources.datasets.rows import RowWriter, normalized_examples
+from kitchen_resources.datasets.rows import Outcome, RowWriter, normalized_examples
 from kitchen_resources.datasets.splitting import as_keys, choose_held_out, content_key, prompt_key, repeated
 from kitchen_resources.digests import canonical_json, digest_json
+from kitchen_resources.environments.options import identity_of
 from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.reinforcement import OWN_PROBLEMS, ReinforcementRecipe
 
 PREPARE_VERSION = 1
 """Raised by hand when the same rows would come out as other tokens."""
+
+
+class TeacherAnswers(Protocol):
+    """Gives the answers of a teacher to the questions of rows."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers."""
+        ...
+
+    def rewrite(self, examples: Iterable[Example]) -> Iterator[Example | tuple[Example, str]]:
+        """Each example with the teacher's answer in the place of its own; or with the reason why it has none."""
+        ...
+
 
 _BY_DIGEST = frozenset({"dataset", "held_out", "chat_template"})
 
@@ -67,7 +83,10 @@ def open_raw(recipe: Recipe, datasets: DatasetStore) -> RawSplits:
         DataError: One doesn't exist, is empty, or is of no known format.
         ConfigError: `held_out` is neither a share below 1 nor a data set.
     """
-    train = datasets.open(recipe.dataset, split=recipe.split)
+    if isinstance(recipe, ReinforcementRecipe) and recipe.dataset == OWN_PROBLEMS:
+        train = own_problems(recipe)
+    else:
+        train = datasets.open(recipe.dataset, split=recipe.split)
     held_out = recipe.held_out.strip()
     try:
         share = float(held_out or "0")
@@ -100,6 +119,7 @@ def prepare(
     conversational: bool,
     rendering: Mapping[str, Any],
     simulated: bool,
+    teacher: TeacherAnswers | None = None,
 ) -> tuple[PreparedDataset, RowReport]:
     """Prepare a recipe's data, or find it prepared.
 
@@ -111,6 +131,7 @@ def prepare(
         conversational: Whether prompts and answers become conversations.
         rendering: What identifies the renderer: template, tokenizer files.
         simulated: Whether the tokenizer isn't the model's own.
+        teacher: Answers the training rows anew; None where they are learned as they are.
 
     Returns:
         The prepared data and the row report, whether or not the report exceeds the recipe's limits.
@@ -131,12 +152,15 @@ def prepare(
             "fields": fields,
             "rendering": dict(rendering),
             "seed": recipe.seed if raw.held_out is None else None,
+            **_of_method(recipe, teacher),
         }
     )
     found = content.blobs.get(f"prepared/{key}.json")
     if found is None:
         with workplace(content.blobs.scratch(), "prepare") as scratch:
-            prepared = _prepare(recipe, raw, renderer, content, key, scratch, conversational, rendering, simulated)
+            prepared = _prepare(
+                recipe, raw, renderer, content, key, scratch, conversational, rendering, simulated, teacher
+            )
         content.blobs.put_if_absent(f"prepared/{key}.json", canonical_json(asdict(prepared)))
     else:
         prepared = prepared_from_json(json.loads(found.data))
@@ -186,6 +210,7 @@ def _prepare(
     conversational: bool,
     rendering: Mapping[str, Any],
     simulated: bool,
+    teacher: TeacherAnswers | None,
 ) -> PreparedDataset:
     report = RowReport()
     named = "held_out " if raw.held_out else ""
@@ -204,9 +229,15 @@ def _prepare(
     train = RowWriter(scratch / "train.parquet", recipe, renderer, report, trained=True)
     held_out = RowWriter(scratch / "held_out.parquet", recipe, renderer, report, trained=False, named=named)
     with train, held_out:
+        trained = (example for index, example in enumerate(read_examples(train_file)) if not _at(is_held_out, index))
+        for outcome in trained if teacher is None else teacher.rewrite(trained):
+            if isinstance(outcome, Example):
+                train.add(outcome)
+            else:
+                report.findings["untrained"].add(outcome[0].row_id, outcome[0].where, outcome[1])
         for index, example in enumerate(read_examples(train_file)):
-            writer = held_out if is_held_out is not None and is_held_out[index] else train
-            writer.add(example)
+            if _at(is_held_out, index):
+                held_out.add(example)
         if others is not None:
             _add_other_held_out(held_out, report, others, set(prompts.tolist()))
     for finding in report.findings.values():
@@ -240,6 +271,24 @@ def _prepare(
     )
 
 
+def _of_method(recipe: Recipe, teacher: TeacherAnswers | None) -> dict[str, Any]:
+    """What else decides how the rows of a method come out, beside the fields that all have."""
+    if isinstance(recipe, ReinforcementRecipe):
+        return {"environment": identity_of(replace(recipe.environment_spec(), rewards=()))}
+    mode = getattr(recipe, "mode", None)
+    return {**({"mode": mode} if mode else {}), **({"teacher": teacher.identity()} if teacher else {})}
+
+
+def _outcomes(recipe: Recipe, raw: RawDataset, max_rows: int | None, conversational: bool) -> Iterator[Outcome]:
+    if isinstance(recipe, ReinforcementRecipe):
+        return observed_examples(raw, recipe, max_rows)
+    return normalized_examples(raw, recipe.columns, max_rows, conversational, recipe.method)
+
+
+def _at(flags: Any, index: int) -> bool:
+    return flags is not None and bool(flags[index])
+
+
 def _normalize(
     recipe: Recipe, raw: RawDataset, report: RowReport, path: Path, conversational: bool, named: str = ""
 ) -> tuple[Path, tuple[Any, Any]]:
@@ -247,9 +296,7 @@ def _normalize(
     prompts, contents = bytearray(), bytearray()
     rows = 0
     with path.open("w", encoding="utf-8") as stream:
-        for outcome in normalized_examples(
-            raw, recipe.columns, recipe.max_rows if not named else None, conversational, recipe.method
-        ):
+        for outcome in _outcomes(recipe, raw, recipe.max_rows if not named else None, conversational):
             rows += 1
             if isinstance(outcome, Example):
                 report.shape = report.shape or outcome.shape

@@ -66,15 +66,16 @@ class RowKind(Protocol):
 class LearnedRows:
     """Rows that are learned by the weights of their tokens: input_ids, and labels that are -100 where nothing is.
 
-    `weights` too where they may be fractional; and of held-out rows prompt_ids and expected (null where a row has no
-    answer to compare).
+    `weights` too where they may be fractional; and of held-out rows, and where the student answers by itself, prompt_ids
+    and expected (null where a row has no answer to compare).
     """
 
     def __init__(self, recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool) -> None:
         self._recipe = recipe
         self._renderer = renderer
-        self._trained = trained
         self._weighted = getattr(recipe, "train_on", "") == "customized"
+        self._asks = getattr(recipe, "mode", "") == "on_policy"
+        self._with_questions = self._asks or not trained
 
     def schema(self) -> Any:
         """See `RowKind.schema`."""
@@ -82,14 +83,14 @@ class LearnedRows:
 
         ids = pyarrow.list_(pyarrow.int32())
         after = [("weights", pyarrow.list_(pyarrow.float32()))] if self._weighted else []
-        if not self._trained:
+        if self._with_questions:
             after += [("prompt_ids", ids), ("expected", pyarrow.string())]
         return _schema([("input_ids", ids), ("labels", ids)], after)
 
     def render(self, example: Example) -> PreparedRow:
         """See `RowKind.render`."""
         rendered = self._rendered(example)
-        question = ([], None) if self._trained else question_of(example, self._renderer)
+        question = question_of(example, self._renderer) if self._with_questions else ([], None)
         longest = self._recipe.max_length
         length = len(rendered.input_ids)
         ids, weights = rendered.input_ids[:longest], rendered.weights[:longest]
@@ -99,13 +100,13 @@ class LearnedRows:
         }
         if self._weighted:
             columns["weights"] = weights
-        if not self._trained:
+        if self._with_questions:
             columns["prompt_ids"], columns["expected"] = question
         return PreparedRow(
             columns=columns,
             tokens=len(ids),
             trained_tokens=sum(1 for weight in weights if weight),
-            digested=_counted(ids) + _bytes(weights, "<f4"),
+            digested=_counted(ids) + _bytes(weights, "<f4") + (_counted(question[0]) if self._asks else b""),
             length=length,
             sample=lambda: {
                 "text": rendered.text[:_SHOWN],
@@ -113,7 +114,7 @@ class LearnedRows:
             },
             cut_tokens=length - len(ids),
             truncated=f"{length} tokens, max_length is {longest}" if length > longest else "",
-            untrained="" if any(weights) else self._why_untrained(rendered),
+            untrained=self._why_untrained(rendered, weights, question[0]),
             fractional=self._weighted and any(weight not in (0.0, 1.0) for weight in weights),
         )
 
@@ -124,10 +125,53 @@ class LearnedRows:
             return self._renderer.completion(example.prompt, example.completion)
         return self._renderer.text(example.text)
 
-    def _why_untrained(self, rendered: Any) -> str:
+    def _why_untrained(self, rendered: Any, weights: Sequence[float], prompt: Sequence[int]) -> str:
+        if self._asks and not prompt:
+            return "it asks nothing that the student could answer"
+        if any(weights):
+            return ""
         if any(rendered.weights):
             return f"all that would be learned lies beyond max_length {self._recipe.max_length}"
         return f"train_on {getattr(self._recipe, 'train_on', '')} picks no token of it"
+
+
+class ProblemRows:
+    """Problems of an environment: prompt_ids, and the problem as JSON.
+
+    Nothing of them is learned as it stands. A prompt longer than `max_length` isn't cut, which would ask something else:
+    its problem is left out.
+    """
+
+    def __init__(self, recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool) -> None:
+        self._longest = recipe.max_length
+        self._renderer = renderer
+        # Refuses a template whose turns end by no token, before anything is sampled.
+        renderer.dialogue()
+
+    def schema(self) -> Any:
+        """See `RowKind.schema`."""
+        import pyarrow
+
+        return _schema([("prompt_ids", pyarrow.list_(pyarrow.int32())), ("problem", pyarrow.string())])
+
+    def render(self, example: Example) -> PreparedRow:
+        """See `RowKind.render`."""
+        messages = list(example.messages)
+        if self._renderer.conversational:
+            ids = self._renderer.generation_prompt(messages)
+        else:
+            ids = self._renderer.raw_prompt("".join(str(message["content"]) for message in messages))
+        long = len(ids) > self._longest
+        return PreparedRow(
+            columns={"prompt_ids": ids, "problem": example.problem},
+            tokens=len(ids),
+            trained_tokens=0,
+            digested=_counted(ids) + _counted(list(example.problem.encode())),
+            length=len(ids),
+            sample=lambda: {"prompt": _text(self._renderer, ids), "problem": example.problem[:_SHOWN]},
+            truncated=f"a prompt of {len(ids)} tokens, max_length is {self._longest}; left out" if long else "",
+            untrained="its prompt is longer than max_length" if long else "",
+        )
 
 
 class PreferenceRows:
@@ -198,11 +242,10 @@ class PreferenceRows:
         return "an answer of one token after no prompt, which nothing predicts"
 
     def _text(self, ids: Sequence[int]) -> str:
-        decoded = self._renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(decoded)[:_SHOWN]
+        return _text(self._renderer, ids)
 
 
-_KINDS: Mapping[str, Callable[..., RowKind]] = {"preference": PreferenceRows}
+_KINDS: Mapping[str, Callable[..., RowKind]] = {"preference": PreferenceRows, "reinforcement": ProblemRows}
 """Kind of the methods whose rows are not learned by the weights of their tokens."""
 
 
@@ -216,6 +259,11 @@ def row_kind(recipe: Recipe, renderer: Any, report: RowReport, *, trained: bool)
         trained: Whether the split is trained on, and not held out.
     """
     return _KINDS.get(recipe.method, LearnedRows)(recipe, renderer, report, trained=trained)
+
+
+def _text(renderer: Any, ids: Sequence[int]) -> str:
+    decoded = renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(decoded)[:_SHOWN]
 
 
 def _schema(columns: Sequence[tuple[str, Any]], after: Sequence[tuple[str, Any]] = ()) -> Any:

@@ -184,6 +184,8 @@ def _example_json(example: Example) -> str:
     elif example.shape == "preference":
         asked = list(example.messages) or example.prompt
         value = {"prompt": asked, "chosen": example.chosen, "rejected": example.rejected}
+    elif example.shape == "problem":
+        value = {"prompt": list(example.messages), "problem": json.loads(example.problem)}
     if example.tools:
         value["tools"] = list(example.tools)
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -39,6 +39,8 @@ _ASKED_OF = {"has_content": "content", "has_chosen": "chosen", "has_rejected": "
 
 def column_schema(shape: str) -> list[tuple[str, str, list[str]]]:
     """Name, type and what is refused of a shape's columns, for people to see."""
+    if shape == "problem":
+        return [("prompt", "messages", ["the environment can't take the problem"]), ("problem", "JSON object", [])]
     errors: dict[str, list[str]] = {}
     for name, column in _schema(shape).columns.items():
         errors.setdefault(_ASKED_OF.get(name, name), []).extend(check.error for check in column.checks)

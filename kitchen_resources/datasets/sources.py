@@ -189,6 +189,9 @@ class NoopDatasets:
                 value = {
                     "prompt": f"Example {row_id} from dataset {name}",
                     "completion": f"label {row_id % 2}",
+                    "chosen": f"label {row_id % 2}",
+                    "rejected": f"label {1 - row_id % 2}",
+                    "answer": f"label {row_id % 2}",
                 }
                 yield RawRow(row_id, f"{reference}[{row_id}]", value)
 

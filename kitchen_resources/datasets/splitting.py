@@ -26,14 +26,19 @@ def content_key(example: Example) -> bytes:
     ]
     if example.shape == "preference":
         content += [example.chosen, example.rejected]
+    if example.shape == "problem":
+        content.append(example.problem)
     return _key(content)
 
 
 def prompt_key(example: Example) -> bytes:
     """16 bytes that two rows share if and only if they ask the same: all before the last assistant's answer.
 
+    A problem is its own prompt: a game may begin with the same words for all of them.
     Pairs of raw text without a prompt ask nothing; they share it when their answers are the same, whichever is chosen.
     """
+    if example.shape == "problem":
+        return _key(["problem", example.problem])
     if example.shape == "preference":
         if example.messages:
             return _key(["messages", list(example.messages), list(example.tools)])

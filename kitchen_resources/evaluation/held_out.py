@@ -17,8 +17,11 @@ from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 
 HELD_OUT = "held_out"
 
-METHODS_WITHOUT_ANSWERS = frozenset({PreferenceRecipe.method, ReinforcementRecipe.method})
-"""Their held-out rows have no answer to compare with, and no labels."""
+METHODS_WITHOUT_ANSWERS = frozenset({ReinforcementRecipe.method})
+"""Their held-out rows have no answer to compare with: the environment says what one is worth."""
+
+METHODS_WITHOUT_LABELS = frozenset({PreferenceRecipe.method, ReinforcementRecipe.method})
+"""Their held-out rows have no loss of their own."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Sampling:
     """How completions are sampled.
 
     Attributes:
-        temperature: What the logits are divided by.
+        temperature: What the logits are divided by; 0 takes the likeliest token.
         top_p: Only the most likely tokens of this mass; 1 for all.
         top_k: Only so many most likely tokens; 0 for all.
         max_tokens: Longest completion.
@@ -104,7 +104,7 @@ class Sampler:
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             generation_config=settings,
-            logits_processor=[_Draw(sampling, generators)],
+            logits_processor=[_Draw(sampling, generators)] if sampling.temperature else [],
         )
         return [self._cut(row[longest:].tolist()) for row in output]
 

@@ -1,6 +1,7 @@
 """From a recipe's evaluations to tasks: which rows, and what is asked."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.evaluation.held_out import (
     HELD_OUT,
     METHODS_WITHOUT_ANSWERS,
+    METHODS_WITHOUT_LABELS,
     HeldOutRows,
     measures_of_method,
     row_task,
@@ -21,6 +23,7 @@ from kitchen_resources.evaluation.held_out import (
 from kitchen_resources.evaluation.port import EvaluationTask, Question, Task
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.blocks import EvaluationConfig
+from kitchen_resources.recipes.preference import PreferenceRecipe
 
 EVALUATION_VERSION = 1
 """Raised by hand when the same model and rows would be measured otherwise."""
@@ -74,18 +77,29 @@ def _held_out_rows(launch: Launch, folder: Path) -> HeldOutRows | None:
 
 
 def _task_on_held_out_rows(launch: Launch, evaluation: EvaluationConfig, rows: HeldOutRows) -> EvaluationTask:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(rows.path, columns=["where", "prompt_ids", "expected"])
     decode = launch.rendering.renderer.tokenizer.decode
-    asked = (row for row in table.to_pylist() if row["expected"] is not None and row["prompt_ids"])
+    asked = (row for row in _answered(rows, launch.recipe.method) if row[2] is not None and row[1])
     questions = [
-        Question(row["where"], row["prompt_ids"], row["expected"], decode(row["prompt_ids"]))
-        for row in islice(asked, evaluation.samples)
+        Question(where, prompt_ids, expected, decode(prompt_ids))
+        for where, prompt_ids, expected in islice(asked, evaluation.samples)
     ]
     _require_questions(evaluation, questions)
-    scored = rows.path if evaluation.name == HELD_OUT else None
+    has_loss = evaluation.name == HELD_OUT and launch.recipe.method not in METHODS_WITHOUT_LABELS
+    scored = rows.path if has_loss else None
     return row_task(launch, evaluation, rows.split.digest, questions, scored)
+
+
+def _answered(rows: HeldOutRows, method: str) -> Iterator[tuple[str, list[int], str | None]]:
+    """Place, prompt and right answer of held-out rows; of a pair the chosen one."""
+    import pyarrow.parquet
+
+    if method != PreferenceRecipe.method:
+        table = pyarrow.parquet.read_table(rows.path, columns=["where", "prompt_ids", "expected"])
+        yield from ((row["where"], row["prompt_ids"], row["expected"]) for row in table.to_pylist())
+        return
+    for row in pyarrow.parquet.read_table(rows.path, columns=["where", "prompt_ids", "example"]).to_pylist():
+        chosen = json.loads(row["example"])["chosen"]
+        yield row["where"], row["prompt_ids"], chosen if isinstance(chosen, str) else chosen[-1].get("content")
 
 
 def _task_on_other_rows(launch: Launch, evaluation: EvaluationConfig) -> EvaluationTask:

@@ -80,11 +80,11 @@ def _reinforcement(recipe: ReinforcementRecipe) -> Iterator[Problem]:
     if recipe.generation.options and recipe.generation.engine != "vllm":
         yield "generation.options", "are vllm's, and the engine is transformers", "generation: {engine: vllm}"
     for index, evaluation in enumerate(recipe.evaluations):
-        if evaluation.dataset == "held_out":
+        if evaluation.dataset == "held_out" and evaluation.name != "held_out":
             yield (
                 f"evaluations.{index}.dataset",
                 "is held_out, whose problems the environment scores by itself (held_out/reward)",
-                "a data set with answers, or no such evaluation",
+                "a data set with answers; or name: held_out, which says how many problems are measured at a time",
             )
 
 

@@ -155,6 +155,8 @@ def measured_metrics(recipe: Recipe) -> list[str]:
     if held_out_share(recipe) != 0:
         metrics += method_metrics(recipe)
     for evaluation in recipe.evaluations:
+        if recipe.method == "reinforcement" and evaluation.dataset == HELD_OUT:
+            continue
         metrics += [f"{evaluation.name}/{evaluation.scorer}", f"{evaluation.name}/{evaluation.scorer}_passed"]
     return metrics
 

@@ -84,9 +84,9 @@ class NoopSession:
         import pyarrow.parquet
 
         column = "row_ids" if job.data.packed else "row_id"
-        rows = pyarrow.parquet.read_table(job.data.path, columns=[column, "labels"])
+        rows = pyarrow.parquet.read_table(job.data.path)
         self._ids = [value if isinstance(value, list) else [value] for value in rows[column].to_pylist()]
-        self._tokens = [sum(label != -100 for label in labels) for labels in rows["labels"].to_pylist()]
+        self._tokens = _trained_tokens(rows)
         self._job = job
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
@@ -176,14 +176,36 @@ def _read_state(parent: LocalCheckpoint | None, job: TrainingJob) -> str:
     return state
 
 
+def _trained_tokens(rows: Any) -> list[int]:
+    """Tokens that a row would train: those with a label, those of both answers of a pair, or none of a bare prompt."""
+    if "labels" in rows.column_names:
+        return [sum(label != -100 for label in labels) for labels in rows["labels"].to_pylist()]
+    if "chosen_ids" not in rows.column_names:
+        return [0] * rows.num_rows
+    answers = (rows[name].to_pylist() for name in ("chosen_ids", "rejected_ids"))
+    return [len(chosen) + len(rejected) for chosen, rejected in zip(*answers, strict=True)]
+
+
 def _plan_of_epoch(job: TrainingJob, epoch: int) -> list[list[int]]:
-    """Rows of each step. The order is by digest and not torch's permutation: noop needs no torch."""
-    recipe = job.recipe
-    order = sorted(
-        range(job.plan.rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest()
+    """Rows of each step, as `plan.planned_rows` has them, in an order by digest: noop needs no torch."""
+    recipe, rows = job.recipe, job.plan.rows
+    draws = recipe.draws(rows)
+    if draws is None:
+        order = _order(recipe, rows, epoch)
+        per_step = recipe.batch_size * recipe.gradient_accumulation_steps
+        return [order[start : start + per_step] for start in range(0, len(order), per_step)]
+    first = (epoch - 1) * draws.prompts * draws.count
+    last = first + draws.prompts * draws.count
+    taken = [index for turn in range(first // rows, (last - 1) // rows + 1) for index in _order(recipe, rows, turn + 1)]
+    taken = taken[first % rows :]
+    drawn = [taken[start : start + draws.prompts] for start in range(0, last - first, draws.prompts)]
+    return [step for prompts in drawn for step in (prompts, *([[]] * (draws.steps_per_draw - 1)))]
+
+
+def _order(recipe: Recipe, rows: int, epoch: int) -> list[int]:
+    return sorted(
+        range(rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest()
     )
-    per_step = recipe.batch_size * recipe.gradient_accumulation_steps
-    return [order[start : start + per_step] for start in range(0, len(order), per_step)]
 
 
 class NoopTrainingClient:

@@ -109,7 +109,7 @@ def require_same_vocabulary(launch: Launch, role: str, model: BaseModel) -> None
 
     ours, theirs = load_tokenizer(base.folder).get_vocab(), load_tokenizer(model.folder).get_vocab()
     sizes = [_vocabulary_size(folder) for folder in (base.folder, model.folder)]
-    if ours == theirs and sizes[0] == sizes[1]:
+    if ours == theirs and (sizes[0] == sizes[1] or role != "teacher"):
         return
     different = sorted({word for word, _ in ours.items() ^ theirs.items()}, key=lambda word: (len(word), word))
     said = f"such as {different[0]!r}" if different else f"{sizes[1]} tokens against {sizes[0]}"
