@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from kitchen_resources.environments.port import Action, Message, Problem, StepResult
+from kitchen_resources.environments.registry import register_environment
 
 
 class Letters:
@@ -40,3 +41,8 @@ class LettersBuilder:
 
     def group(self, problem: Problem, seeds: Sequence[int]) -> Sequence[Letters]:
         return [Letters(problem, self._turns) for _ in seeds]
+
+
+def register() -> None:
+    """Make the game known as `letters`; may be called twice."""
+    register_environment("letters", LettersBuilder)

@@ -41,22 +41,32 @@ class PlainTrainer:
                 [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
             )
 
-    def train(self, folder: Path, *, model: Path, parquet: Path, sft: dict[str, Any], lora: Any = None) -> str:
+    def train(
+        self,
+        folder: Path,
+        *,
+        model: Path,
+        parquet: Path,
+        arguments: dict[str, Any],
+        method: str = "supervised",
+        lora: Any = None,
+        **besides: Any,
+    ) -> str:
         """Train; returns the digest of the weights.
 
         Args:
             folder: A new folder, for the model.
             model: Folder of the base model.
             parquet: Prepared rows.
-            sft: Fields of SFTConfig.
+            arguments: Fields of TRL's config class.
+            method: Which of the scripts.
             lora: Fields of LoraConfig, or None.
+            besides: What the script needs besides.
         """
-        arguments = folder.with_suffix(".json")
-        given = {"model": model, "parquet": parquet, "output": folder, "sft": sft, "lora": lora, "threads": 1}
-        arguments.write_text(json.dumps(given, default=str))
-        assert self._script.stdin is not None
-        assert self._script.stdout is not None
-        print(arguments, file=self._script.stdin, flush=True)
+        given = {"method": method, "model": model, "parquet": parquet, "output": folder, "arguments": arguments}
+        path = folder.with_suffix(".json")
+        path.write_text(json.dumps({**given, "lora": lora, "threads": 1, **besides}, default=str))
+        print(path, file=self._script.stdin, flush=True)
         assert self._script.stdout.readline() == "0\n", self._log.read_text()[-3000:]
         return weights_digest(folder)
 

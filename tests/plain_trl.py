@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import (
     DistillationConfig,
     DistillationTrainer,
@@ -61,25 +61,19 @@ def supervised(given: dict[str, Any], rows: Dataset) -> SFTTrainer:
 
 
 def preference(given: dict[str, Any], rows: Dataset) -> DPOTrainer:
-    """From the texts, which TRL tokenizes itself."""
-    pairs = [json.loads(example) for example in rows["example"]]
-    texts = Dataset.from_list([{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in pairs])
+    """On the prepared tokens: by itself TRL would also train the line end that this template writes after an answer."""
+
+    class OnTokens(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Dataset, *others: Any) -> Dataset:
+            return dataset
+
     reference = given.get("reference")
-    return DPOTrainer(
+    return OnTokens(
         **common(given),
         args=DPOConfig(**settings(given), max_length=None),
-        train_dataset=texts,
+        train_dataset=rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]),
         ref_model=AutoModelForCausalLM.from_pretrained(reference) if reference else None,
-        processing_class=tokenizer_without_line_ends(given["model"]),
     )
-
-
-def tokenizer_without_line_ends(model: str) -> PreTrainedTokenizerFast:
-    """The model's own, with a chat template that writes no line end after the last turn, where the answer is over."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    template = tokenizer.chat_template
-    tokenizer.chat_template = "{%- set ns = namespace(text='') -%}" and template
-    return tokenizer
 
 
 class Blocks(torch.utils.data.Sampler[int]):
@@ -117,7 +111,7 @@ def with_blocks(trainer_class: type, blocks: dict[str, int]) -> type:
 
     class WithBlocks(trainer_class):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, dataset: Any = None) -> Blocks:
-            return Blocks(len(self.train_dataset), self.args.seed, **blocks)
+            return Blocks(len(self.train_dataset), **blocks)
 
     return WithBlocks
 

@@ -70,9 +70,9 @@ def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, plain: PlainTrai
     ours = weights_digest(bench.weights(result.fingerprint))
 
     written = {"model": model or bench.embedded_model(), "parquet": bench.prepared(), "lora": lora}
-    assert plain.train(bench.folder / "plain", **written, sft={**PLAIN, **sft}) == ours
+    assert plain.train(bench.folder / "plain", **written, arguments={**PLAIN, **sft}) == ours
     # The control: with the rows in another order the same script gives other bits.
-    assert plain.train(bench.folder / "control", **written, sft={**PLAIN, **sft, "data_seed": 1}) != ours
+    assert plain.train(bench.folder / "control", **written, arguments={**PLAIN, **sft, "data_seed": 1}) != ours
     assert result.optimizer_steps == 3 * _steps(config, bench.prepared())
 
 

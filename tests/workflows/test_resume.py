@@ -161,7 +161,7 @@ def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_c
     assert len({row for step in ledger for row in step}) == sum(map(len, ledger)) == 990
 
     written = {"model": bench.embedded_model(), "parquet": bench.prepared(), "lora": bits.PLAIN_LORA}
-    one_go = plain.train(bench.folder / "plain", **written, sft={**bits.PLAIN, "num_train_epochs": 1})
+    one_go = plain.train(bench.folder / "plain", **written, arguments={**bits.PLAIN, "num_train_epochs": 1})
     assert weights_digest(bench.weights(fingerprint)) == one_go
 
     # The control: what goes on without the optimiser's state ends elsewhere.

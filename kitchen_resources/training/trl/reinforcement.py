@@ -17,8 +17,14 @@ from kitchen_resources.training.trl.setup import Setup as BaseSetup
 ALGORITHM_VERSION = 1
 """Raised by hand when this module's arithmetic changes."""
 
-METRICS = {"frac_reward_zero_std": "constant_groups", "clip_ratio/region_mean": "clip_fraction"}
-"""TRL's names of what is logged, and ours."""
+METRICS = {
+    "frac_reward_zero_std": "constant_groups",
+    "clip_ratio/region_mean": "clip_fraction",
+    # The episode's reward once more, under the name of the function that hands it over.
+    "rewards/_episode_reward/mean": "",
+    "rewards/_episode_reward/std": "",
+}
+"""TRL's names of what is logged, and ours; "" for what isn't kept."""
 
 OWNED_FIELDS = {
     "num_generations": "group_size",
