@@ -25,7 +25,7 @@ $(SETUP): pyproject.toml setup.cfg constraints.txt
 	@# torch first and by its exact pin: asked for by another package, pip would fetch a build of several gigabytes.
 	@# Not compiled ahead: Python compiles what is imported, and all that is installed takes 50 s longer.
 	$(PY) -m pip install --quiet --no-compile -c constraints.txt torch==2.13.0
-	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments]"
 	@touch $(SETUP)
 
 demo: $(SETUP) ## train the embedded default through Dagster, and see it learn (under 4 minutes)
@@ -85,7 +85,7 @@ $(VENV)/.extras: $(SETUP)
 	@touch $@
 
 $(VENV)/.browser: $(SETUP)
-	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,browser]"
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,browser]"
 	@touch $@
 
 browser: $(VENV)/.browser ## the UI in headless Chromium

@@ -80,7 +80,14 @@ class Blocks(torch.utils.data.Sampler[int]):
     """Prompts of an epoch: the next ones of an endless sequence of permutations, each draw handed out several times."""
 
     def __init__(self, rows: int, seed: int, prompts: int, draws: int, group: int, times: int) -> None:
-        self.rows, self.seed, self.prompts, self.draws, self.group, self.times = rows, seed, prompts, draws, group, times
+        self.rows, self.seed, self.prompts, self.draws, self.group, self.times = (
+            rows,
+            seed,
+            prompts,
+            draws,
+            group,
+            times,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -149,7 +156,13 @@ def reinforcement(given: dict[str, Any], rows: Dataset) -> GRPOTrainer:
                     read = tokenizer(after if ended else f"<|im_end|>{after}")["input_ids"]
                     said[index] += read
                     mask[index] += [0] * len(read)
-        return {"prompt_ids": start, "completion_ids": said, "logprobs": None, "env_mask": mask, "played_reward": rewards}
+        return {
+            "prompt_ids": start,
+            "completion_ids": said,
+            "logprobs": None,
+            "env_mask": mask,
+            "played_reward": rewards,
+        }
 
     return with_blocks(GRPOTrainer, given["blocks"])(
         **common(given),
@@ -170,14 +183,19 @@ def logits(given: dict[str, Any], rows: Dataset) -> SFTTrainer:
     alpha, hot = given["alpha"], given["temperature"]
 
     class FromLogits(SFTTrainer):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             labels = inputs.pop("labels")[:, 1:]
             mask = labels != -100
             with torch.no_grad():
                 wanted = teacher(**inputs, use_cache=False).logits[:, :-1][mask]
             own = model(**inputs, use_cache=False).logits[:, :-1][mask]
             kl = functional.kl_div(
-                functional.log_softmax(own / hot, -1), functional.log_softmax(wanted / hot, -1), log_target=True, reduction="sum"
+                functional.log_softmax(own / hot, -1),
+                functional.log_softmax(wanted / hot, -1),
+                log_target=True,
+                reduction="sum",
             )
             ce = functional.cross_entropy(own, labels[mask], reduction="sum")
             return (alpha * hot * hot * kl + (1 - alpha) * ce) / num_items_in_batch

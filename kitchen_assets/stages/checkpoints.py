@@ -6,7 +6,7 @@ import dagster as dg
 
 from kitchen_assets.composition import ExternalStage
 from kitchen_assets.context import StageContext
-from kitchen_assets.tables import loss_plot
+from kitchen_assets.tables import loss_plot, markdown_table
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.manifest import Manifest
 
@@ -16,6 +16,17 @@ checkpoints = ExternalStage(
     "goes; the store says which exist, and this is its picture.",
     group="checkpoints",
     kinds=frozenset({"pytorch", "safetensors"}),
+)
+
+
+_TRANSCRIBED = 12
+"""Lines of a transcript that the UI shows."""
+
+_OF_EVERY_METHOD = frozenset(
+    {
+        *("loss", "last_loss", "learning_rate", "grad_norm", "tokens", "seconds", "tokens_per_second"),
+        *("peak_host_memory_bytes", "peak_device_memory_bytes", "entropy", "mean_token_accuracy"),
+    }
 )
 
 
@@ -82,4 +93,32 @@ class CheckpointEvents:
             "uri": f"{store.blobs.uri}/blobs/sha256/{entry.manifest}",
             "simulated": manifest.simulated,
             "plot": dg.MetadataValue.md(loss_plot(steps)),
+            **self._of_method(manifest),
         }
+
+    def _of_method(self, manifest: Manifest) -> dict[str, Any]:
+        """What only the method measures in training, and some of what it sampled."""
+        measured = {name: value for name, value in manifest.metrics.items() if name not in _OF_EVERY_METHOD}
+        found: dict[str, Any] = {"metrics": dg.MetadataValue.json(measured)} if measured else {}
+        lines = self._kitchen.launch.checkpoints.transcript(manifest)
+        if lines:
+            found["transcript"] = dg.MetadataValue.md(
+                markdown_table([_spoken(line) for line in lines[:_TRANSCRIBED]])
+            )
+        return found
+
+
+def _spoken(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a transcript as a row of a table: the turns of an episode as one text."""
+    turns = line.get("turns")
+    if turns is None:
+        return {name: line.get(name) for name in ("prompt", "answer")}
+    said = " ⏎ ".join(
+        f"{turn['text']} → {turn['observation']}" if turn["observation"] else turn["text"] for turn in turns
+    )
+    return {name: line.get(name) for name in ("group", "sample", "prompt")} | {
+        "turns": said,
+        "reward": line.get("reward"),
+        "solved": line.get("solved"),
+        "failure": line.get("failure"),
+    }

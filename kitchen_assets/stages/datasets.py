@@ -79,6 +79,7 @@ def dataset(kitchen: StageContext) -> StageResult:
             "lengths": dg.MetadataValue.md(_lengths(report)),
             "row_report": dg.MetadataValue.md(_report(report)),
             "samples": dg.MetadataValue.md(markdown_table(report.samples)),
+            **({"pairs": dg.MetadataValue.json(dict(report.pairs))} if report.pairs else {}),
             "rendering": dg.MetadataValue.json(dict(prepared.rendering)),
             "files": dg.MetadataValue.json(
                 {

@@ -39,7 +39,7 @@ from kitchen_resources.checkpoints.manifest import (
 )
 from kitchen_resources.digests import canonical_json, digest_file
 from kitchen_resources.errors import CheckpointError, DiskFull
-from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
+from kitchen_resources.training.port import TRANSCRIPT, CheckpointDraft, LocalCheckpoint, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,12 @@ class CheckpointStore:
         """The step metrics of the epoch so far."""
         text = self.content.get(manifest.records[STEPS_FILE].sha256).decode()
         return [StepMetrics(**json.loads(line)) for line in text.splitlines()]
+
+    def transcript(self, manifest: Manifest) -> list[dict[str, Any]]:
+        """Some of what was sampled in the epoch; empty where the method samples nothing."""
+        stored = manifest.records.get(TRANSCRIPT)
+        text = self.content.get(stored.sha256).decode() if stored else ""
+        return [json.loads(line) for line in text.splitlines()]
 
     def checkout(self, fingerprint: str, entry: CheckpointEntry, target: Path) -> LocalCheckpoint:
         """Bring a checkpoint's payload into a local folder, every byte verified.
@@ -236,7 +242,11 @@ class CheckpointStore:
             epoch_complete=draft.epoch_complete,
             parent=parent,
             files=files,
-            records={LEDGER_FILE: ledger, STEPS_FILE: self._put_record(lines)},
+            records={
+                **{name: self._put_record(data) for name, data in draft.records.items()},
+                LEDGER_FILE: ledger,
+                STEPS_FILE: self._put_record(lines),
+            },
             metrics=dict(draft.metrics),
             state_digest=state_digest(files, ledger.sha256, cursor),
             simulated=record.simulated,

@@ -88,7 +88,8 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     # What is trained, and on what.
     model: str = recipe_field(
         "",
-        "Base model: a local folder, a hub id (`org/name` or `org/name@revision`), or `embedded:tiny`.",
+        "Base model: a local folder, a hub id (`org/name` or `org/name@revision`), a registered model "
+        "(`registry:NAME@3`), or `embedded:tiny`.",
         moves="base",
     )
     chat_template: Optional[str] = recipe_field(

@@ -196,16 +196,16 @@ def _plan_of_epoch(job: TrainingJob, epoch: int) -> list[list[int]]:
         return [order[start : start + per_step] for start in range(0, len(order), per_step)]
     first = (epoch - 1) * draws.prompts * draws.count
     last = first + draws.prompts * draws.count
-    taken = [index for turn in range(first // rows, (last - 1) // rows + 1) for index in _order(recipe, rows, turn + 1)]
+    taken = [
+        index for turn in range(first // rows, (last - 1) // rows + 1) for index in _order(recipe, rows, turn + 1)
+    ]
     taken = taken[first % rows :]
     drawn = [taken[start : start + draws.prompts] for start in range(0, last - first, draws.prompts)]
     return [step for prompts in drawn for step in (prompts, *([[]] * (draws.steps_per_draw - 1)))]
 
 
 def _order(recipe: Recipe, rows: int, epoch: int) -> list[int]:
-    return sorted(
-        range(rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest()
-    )
+    return sorted(range(rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest())
 
 
 class NoopTrainingClient:

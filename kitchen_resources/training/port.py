@@ -141,6 +141,10 @@ class StepMetrics:
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
+TRANSCRIPT = "transcript.jsonl"
+"""Record of an epoch's sampling: some of the episodes or answers, one a line."""
+
+
 @dataclass(frozen=True)
 class CheckpointDraft:
     """What a session hands over to be published: files in a folder, and what they are.
@@ -156,6 +160,7 @@ class CheckpointDraft:
         row_ids: Prepared rows that each optimiser step of this epoch so far received, in order: one sequence a step.
         metrics: Numbers over this epoch so far: loss, tokens, seconds …
         steps: The epoch's step metrics so far.
+        records: What else is to stay on record of the epoch, by file name, such as some of what was sampled.
     """
 
     folder: Path
@@ -168,6 +173,7 @@ class CheckpointDraft:
     row_ids: Sequence[Sequence[int]]
     metrics: Mapping[str, float]
     steps: Sequence[StepMetrics]
+    records: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class TrainingEvents(Protocol):

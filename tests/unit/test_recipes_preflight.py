@@ -44,7 +44,9 @@ class Recorded(NoopTrainer):
 
     def resolve(self, recipe: Recipe, base: BaseModel, models: Any = MappingProxyType({})) -> Resolution:
         self.asked.append("resolve")
-        return replace(super().resolve(recipe, base, models), device="cuda:0", memory_bytes=5 * 2**30, state_bytes=3 * 2**20)
+        return replace(
+            super().resolve(recipe, base, models), device="cuda:0", memory_bytes=5 * 2**30, state_bytes=3 * 2**20
+        )
 
 
 class RecordedDatasets(NoopDatasets):

@@ -217,7 +217,8 @@ def _killed_in_epoch_2(root: Path, recipe: type[Recipe], fields: Mapping[str, An
         said = []
         while len([line for line in said if line.startswith("step 2 ")]) < 2:
             said.append(child.line())
-            assert said[-1] and not said[-1].startswith("failed"), said
+            assert said[-1], said
+            assert not said[-1].startswith("failed"), said
         child.kill()
         assert child.wait() == -signal.SIGKILL
     with forked(train(root, recipe, fields)) as child:

@@ -8,8 +8,10 @@ from typing import Any
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.formulas.memory import state_bytes, training_bytes
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.port import BaseModel, Capabilities, Resolution, Session, TrainingJob
+from kitchen_resources.training.trl.generation import check_generation, require_engine
 
 TRL_ALGORITHM_VERSION = 1
 """Raised by hand when the arithmetic that all methods share here changes."""
@@ -34,12 +36,13 @@ class TrlTrainer:
 
     def check(self, recipe: Recipe) -> list[Problem]:
         """See `Trainer.check`."""
+        problems = check_generation(recipe) if isinstance(recipe, ReinforcementRecipe) else []
         if not recipe.trainer_args:
-            return []
+            return problems
         from kitchen_resources.training.trl.arguments import check_trainer_args
         from kitchen_resources.training.trl.session import METHODS
 
-        return check_trainer_args(recipe, METHODS[recipe.method])
+        return [*problems, *check_trainer_args(recipe, METHODS[recipe.method])]
 
     def resolve(
         self, recipe: Recipe, base: BaseModel, models: Mapping[str, BaseModel] = MappingProxyType({})
@@ -55,6 +58,8 @@ class TrlTrainer:
                 "a simulated model can't be trained", where="model", fix="name a model with weights"
             )
         require_quantization(recipe.quantization)
+        if isinstance(recipe, ReinforcementRecipe):
+            require_engine(recipe)
         config = _config(base.folder)
         device = machine.choose_device(self._device)
         threads = machine.choose_threads(self._threads, base.parameters)

@@ -219,7 +219,13 @@ class Setup(BaseSetup):
             values = [rollout.rewards[name] for rollout in scored if name in rollout.rewards]
             log[f"reward/{name}"].append(math.fsum(values) / len(values))
         room = max(1, _TRANSCRIBED // self._recipe.steps_per_epoch)
-        trainer.transcribe([_line(rollout, self._epoch, self._draw) for rollout in rollouts[:room]])
+        prompts = trainer.processing_class.batch_decode([rollout.prompt_ids for rollout in rollouts[:room]])
+        trainer.transcribe(
+            [
+                {"prompt": prompt, **_line(rollout, self._epoch, self._draw)}
+                for prompt, rollout in zip(prompts, rollouts[:room], strict=True)
+            ]
+        )
 
 
 def _episode_reward(*, episode_reward: list[float | None], **others: Any) -> list[float | None]:

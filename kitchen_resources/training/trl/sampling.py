@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from kitchen_resources.formulas.batches import block_plan
 from kitchen_resources.recipes.recipe import Draws
+from kitchen_resources.training.port import TRANSCRIPT
 from kitchen_resources.training.trl.trainer import KitchenTrainerMixin
 
 if TYPE_CHECKING:
     import torch
-
-TRANSCRIPT = "rollouts.jsonl"
-"""Beside a checkpoint: some of what was sampled in its epoch, one episode or answer a line."""
 
 
 class BlockSampler:
@@ -96,8 +94,8 @@ class SamplingMixin(KitchenTrainerMixin):
         """Keep some of what was sampled, for people."""
         self._transcript.extend(lines)
 
-    def state_beside(self) -> dict[str, bytes]:
-        """See `KitchenTrainerMixin.state_beside`."""
+    def records(self) -> dict[str, bytes]:
+        """See `KitchenTrainerMixin.records`."""
         lines = (json.dumps(line, ensure_ascii=False, sort_keys=True) for line in self._transcript)
         return {TRANSCRIPT: "".join(f"{line}\n" for line in lines).encode()}
 

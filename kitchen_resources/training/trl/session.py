@@ -175,6 +175,7 @@ class _EpochAttempt:
             row_ids=[list(step) for step in self._rows],
             metrics=epoch_metrics(self._steps),
             steps=list(self._steps),
+            records=saved.records,
         )
         self.published = self._events.checkpoint(draft)
         if self._drafted is not None:

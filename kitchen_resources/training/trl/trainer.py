@@ -4,7 +4,8 @@ A mixin over any of TRL's trainers. It changes no arithmetic of a step.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,21 @@ class RowIdCollator:
         return {**batch, ROW_IDS: torch.tensor(flat, dtype=torch.int64)}
 
 
+@dataclass(frozen=True)
 class SavedState:
-    """A checkpoint's files as just written by the trainer: the folder, and the names by what they are."""
+    """A checkpoint as just written by the trainer.
 
-    def __init__(self, folder: Path, state_files: Sequence[str], other_files: Sequence[str]) -> None:
-        self.folder = folder
-        self.state_files = list(state_files)
-        self.other_files = list(other_files)
+    Attributes:
+        folder: Folder of its files.
+        state_files: Names of those that are the state.
+        other_files: Names of those beside them.
+        records: See `KitchenTrainerMixin.records`.
+    """
+
+    folder: Path
+    state_files: Sequence[str]
+    other_files: Sequence[str]
+    records: Mapping[str, bytes]
 
 
 class KitchenTrainerMixin:
@@ -102,8 +111,8 @@ class KitchenTrainerMixin:
         """Trained tokens of the optimiser step under way."""
         return self.step_tokens
 
-    def state_beside(self) -> dict[str, bytes]:
-        """Further files of a checkpoint that tell of the epoch, by name; no part of the state."""
+    def records(self) -> dict[str, bytes]:
+        """What is to stay on record of the epoch besides rows and steps, by file name; no part of the state."""
         return {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -145,10 +154,7 @@ class KitchenTrainerMixin:
         before = {path.name for path in folder.iterdir()}
         write_training_state(folder, self.optimizer, self.lr_scheduler)
         state = sorted(path.name for path in folder.iterdir() if path.name not in before)
-        for name, data in self.state_beside().items():
-            (folder / name).write_bytes(data)
-            others.append(name)
-        self._save(SavedState(folder, [*weights, *state], others))
+        self._save(SavedState(folder, [*weights, *state], others, self.records()))
 
 
 def schedule_factor(recipe: Recipe, plan: TrainingPlan) -> Callable[[int], float]:
