@@ -100,12 +100,9 @@ def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
     if noted is not None and noted["run"] == kitchen.run_id:
         return
     try:
-        missing = missing_upstreams(kitchen.launch)
-        if missing and not reads_models:
-            if not kitchen.makes(missing.values()):
-                require_known(kitchen.launch, missing)
+        if not reads_models and (awaited := _awaited(kitchen)):
             check_recipe(kitchen.launch)
-            kitchen.say(f"to be trained first: {', '.join(sorted(set(missing.values())))}")
+            kitchen.say(f"to be trained first: {', '.join(awaited)}")
             return
         require_upstreams(kitchen.launch, _Sayer(kitchen))
         report = preflight(kitchen.launch)
@@ -116,6 +113,23 @@ def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
         kitchen.say(line)
     kitchen.tag({"kitchen/recipe": kitchen.name, "kitchen/backend": report.backend})
     kitchen.launch.write("preflight", {"run": kitchen.run_id})
+
+
+def _awaited(kitchen: StageContext) -> list[str]:
+    """The recipes whose models this launch reads and that are trained before it does, in this run or because none is there.
+
+    Raises:
+        ConfigError: One has no model, and nobody trains it.
+    """
+    launch = kitchen.launch
+    made = {
+        role: name
+        for role, name in launch.upstreams().items()
+        if kitchen.makes([name]) and launch.registered_here(name.partition("@")[0]) is None
+    }
+    missing = {role: name for role, name in missing_upstreams(launch).items() if role not in made}
+    require_known(launch, missing)
+    return sorted({*made.values(), *missing.values()})
 
 
 @contextmanager

@@ -166,6 +166,13 @@ def test_simulated_rows_say_so() -> None:
     raw = NoopDatasets(3).open("mine")
     assert raw.note == "simulated rows"
     assert values(list(raw.rows())) == [
-        {"prompt": f"Example {n} from dataset mine", "completion": f"label {n % 2}"} for n in range(3)
+        {
+            "prompt": f"Example {n} from dataset mine",
+            "completion": f"label {n % 2}",
+            "chosen": f"label {n % 2}",
+            "rejected": f"label {(n + 1) % 2}",
+            "answer": f"label {n % 2}",
+        }
+        for n in range(3)
     ]
     assert raw.digest != NoopDatasets(4).open("mine").digest

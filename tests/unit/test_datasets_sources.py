@@ -324,11 +324,12 @@ def test_an_embedded_set(store: SourceDatasets, name: str) -> None:
     assert (raw.reference, raw.kind, raw.files, raw.revision) == (f"embedded:{name}", "embedded", {}, "")
     assert raw.digest == digest_json({"embedded": name, "rows": expected})
     assert [row.value for row in raw.rows()] == expected
-    assert [(row.row_id, row.where) for row in raw.rows()][-1] == (6249, f"embedded:{name}[6249]")
+    last = {"dates": 6249, "reverse": 6249, "date_pairs": 1199}[name]
+    assert [(row.row_id, row.where) for row in raw.rows()][-1] == (last, f"embedded:{name}[{last}]")
 
 
 def test_an_unknown_embedded_set_is_refused(store: SourceDatasets) -> None:
-    fix = "\n  fix: one of embedded:dates, embedded:reverse"
+    fix = "\n  fix: one of embedded:dates, embedded:reverse, embedded:date_pairs"
     assert refusal(store, "embedded:datez") == f"dataset 'embedded:datez': there is no embedded data set 'datez'{fix}"
     assert refusal(store, "embedded:dates", "test") == f"dataset 'embedded:dates': it has no split 'test'{fix}"
 
@@ -340,9 +341,17 @@ def test_noop_rows() -> None:
         (
             index,
             f"s3://anything[{index}]",
-            {"prompt": f"Example {index} from dataset s3://anything", "completion": label},
+            {
+                "prompt": f"Example {index} from dataset s3://anything",
+                "completion": label,
+                "chosen": label,
+                "rejected": other,
+                "answer": label,
+            },
         )
-        for index, label in enumerate(("label 0", "label 1", "label 0"))
+        for index, (label, other) in enumerate(
+            (("label 0", "label 1"), ("label 1", "label 0"), ("label 0", "label 1"))
+        )
     ]
     others = [NoopDatasets(3).open("b"), NoopDatasets(4).open("a"), NoopDatasets(3).open("a", split="test")]
     assert len({raw.digest for raw in [NoopDatasets(3).open("a"), *others]}) == 4

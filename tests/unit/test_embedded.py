@@ -34,6 +34,7 @@ FILES = {
 ROWS = {
     "dates": "a321c74086dbd481fed064fcfd809fc56bbafffb5ae67f7c8a721e3023ad762e",
     "reverse": "39326bbbc35b5ee2c310e2ef33e1fa1b2d60f1ae84e7e334daca2643c01c7040",
+    "date_pairs": "86f3342ed11d30f40462e89ac6e9799312a17cf5082cc63ce113067a58f32b66",
 }
 
 EVERY_CHARACTER_LENGTH = "plain, é, €, 漢字, 🍰, \x00\t\r\n, two  spaces, \u2028, e\u0301"
@@ -44,8 +45,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def pairs(name: str, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """Question and right answer of each row; of a pair the chosen one."""
     for row in embedded.rows(name, seed=seed):
-        user, assistant = row["messages"]
+        user, assistant = row["messages"] if "messages" in row else [*row["prompt"], *row["chosen"]]
         assert (user["role"], assistant["role"]) == ("user", "assistant")
         yield user["content"], assistant["content"]
 
@@ -310,6 +312,16 @@ def test_dates_are_right_in_all_six_styles() -> None:
     assert all(900 < count < 1200 for count in read.values()), read
 
 
+def test_a_pair_prefers_the_day_first_to_the_answer_of_the_dates() -> None:
+    dates = {question: answer for question, answer in pairs("dates")}
+    for row in embedded.rows("date_pairs"):
+        (user,), (chosen,), (rejected,) = row["prompt"], row["chosen"], row["rejected"]
+        assert (chosen["role"], rejected["role"]) == ("assistant", "assistant")
+        assert rejected["content"] == dates[user["content"]]
+        year, month, day = rejected["content"].split("-")
+        assert chosen["content"] == f"{day}.{month}.{year}"
+
+
 def test_words_are_answered_backwards() -> None:
     assert all(answer == question[::-1] and len(question) == 4 for question, answer in pairs("reverse"))
 
@@ -318,7 +330,7 @@ def test_rows_of_an_unknown_set_are_refused_with_the_names_there_are() -> None:
     with pytest.raises(DataError) as refusal:
         embedded.rows("poems")
     assert "'poems'" in refusal.value.what
-    assert refusal.value.fix == "dataset: embedded:dates or embedded:reverse"
+    assert refusal.value.fix == "dataset: embedded:dates or embedded:reverse or embedded:date_pairs"
 
 
 def _parses(text: str, style: str) -> bool:

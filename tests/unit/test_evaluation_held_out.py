@@ -1,5 +1,6 @@
 """What is measured of held-out rows by method: from a launch to tasks."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tests.pretending import Pretence, write_sums
 END, PAD = 258, 256
 
 COLUMNS: Mapping[type[Recipe], tuple[str, ...]] = {
-    PreferenceRecipe: ("prompt_ids", "chosen_ids", "rejected_ids"),
+    PreferenceRecipe: ("prompt_ids", "chosen_ids", "rejected_ids", "example"),
     ReinforcementRecipe: ("prompt_ids", "problem"),
     DistillationRecipe: ("input_ids", "labels", "prompt_ids", "expected"),
 }
@@ -47,6 +48,7 @@ OWN: Mapping[type[Recipe], dict[str, Any]] = {
     DistillationRecipe: {"teacher": "embedded:tiny"},
 }
 SPLIT_DIGEST = "5" * 64
+PAIR = {"chosen": [{"role": "assistant", "content": "2"}], "rejected": [{"role": "assistant", "content": "3"}]}
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def launch_of(pretence: Pretence, kind: type[Recipe], *, held_out: bool = True, 
 
 
 def write_rows(path: Path, columns: tuple[str, ...]) -> Path:
-    texts = {"problem": '{"question": "1+1="}', "expected": "2"}
+    texts = {"problem": '{"question": "1+1="}', "expected": "2", "example": json.dumps(PAIR)}
     row = {"where": "rows:1", **{name: texts.get(name, [65, 66]) for name in columns}}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), path)
     return path
@@ -172,21 +174,37 @@ def test_without_held_out_rows_nothing_is_asked(pretence: Pretence, tmp_path: Pa
     assert tasks_of(launch_of(pretence, kind, held_out=False), tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", [PreferenceRecipe, ReinforcementRecipe])
-def test_the_evaluation_of_that_name_says_how_much(pretence: Pretence, tmp_path: Path, kind: type[Recipe]) -> None:
+def test_the_evaluation_of_that_name_says_how_many_pairs_and_answers(pretence: Pretence, tmp_path: Path) -> None:
     evaluation = {"name": "held_out", "samples": 1, "batch_size": 3}
-    (task,) = tasks_of(launch_of(pretence, kind, evaluations=[evaluation]), tmp_path)
-    assert isinstance(task, PairsTask | EpisodesTask)
-    assert task.samples == 1
-    assert (task.batch_size if isinstance(task, PairsTask) else task.sampling.batch_size) == 3
+    pairs, answers = tasks_of(launch_of(pretence, PreferenceRecipe, evaluations=[evaluation]), tmp_path)
+    assert isinstance(pairs, PairsTask)
+    assert (pairs.samples, pairs.batch_size) == (1, 3)
+    assert isinstance(answers, EvaluationTask)
+    # What is compared with is the chosen answer; a pair has no loss of its own.
+    assert [(question.prompt, question.expected) for question in answers.questions] == [("AB", "2")]
+    assert (answers.scored, answers.batch_size) == (None, 3)
 
 
-@pytest.mark.parametrize("kind", [PreferenceRecipe, ReinforcementRecipe])
-def test_rows_without_answers_are_not_asked(pretence: Pretence, tmp_path: Path, kind: type[Recipe]) -> None:
+def test_a_chosen_answer_may_be_a_text(pretence: Pretence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PAIR, "chosen", "two")
+    launch = launch_of(pretence, PreferenceRecipe, evaluations=[{"name": "own", "dataset": "held_out"}])
+    _, answers = tasks_of(launch, tmp_path)
+    assert isinstance(answers, EvaluationTask)
+    assert [question.expected for question in answers.questions] == ["two", "two"]
+
+
+def test_the_evaluation_of_that_name_says_how_many_episodes(pretence: Pretence, tmp_path: Path) -> None:
+    evaluation = {"name": "held_out", "samples": 1, "batch_size": 3}
+    (task,) = tasks_of(launch_of(pretence, ReinforcementRecipe, evaluations=[evaluation]), tmp_path)
+    assert isinstance(task, EpisodesTask)
+    assert (task.samples, task.sampling.batch_size) == (1, 3)
+
+
+def test_rows_without_answers_are_not_asked(pretence: Pretence, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        tasks_of(launch_of(pretence, kind, evaluations=[{"name": "sums"}]), tmp_path)
+        tasks_of(launch_of(pretence, ReinforcementRecipe, evaluations=[{"name": "sums"}]), tmp_path)
     assert str(refused.value) == (
-        f"evaluations.sums: the held-out rows of {kind.method} have no answers to compare with\n"
+        "evaluations.sums: the held-out rows of reinforcement have no answers to compare with\n"
         "  fix: name a data set with answers"
     )
 

@@ -136,10 +136,8 @@ def test_the_runs_of_a_recipe_are_known_oldest_first(engine: Engine, monkeypatch
     assert known[0]["identity"]["recipe"]["seed"] == 1
 
 
-def test_a_hub_model_stays_at_the_commit_that_the_launch_started_with(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_model_stays_at_the_commit_that_the_launch_started_with(engine: Engine) -> None:
     launch = engine.launch(run_id="one", model="org/name@main")
-    launch.write("base", {"reference": "org/name@main", "digest": "d", "revision": "c0ffee"})
+    launch.write("base", {"asked": "org/name@main", "resolved": "org/name@c0ffee", "digest": "d"})
     assert engine.launch(run_id="one", model="org/name@main").base.reference == "org/name@c0ffee"
     assert engine.launch(run_id="two", model="org/name@main").base.reference == "org/name@main"

@@ -180,10 +180,10 @@ def test_a_metric_that_nobody_asks_for_needs_no_measuring() -> None:
     assert check_values(recipe({"select_metric": "never/measured", "eval_every": 0})) == []
 
 
-def test_a_base_from_another_recipe_is_refused_as_long_as_nothing_follows_it() -> None:
-    assert check_values(recipe(base_from="other")) == [
-        ("base_from", "isn't followed yet by this version", "model: the folder that the other recipe exported")
-    ]
+def test_a_base_from_another_recipe_stands_for_a_model() -> None:
+    assert check_values(recipe({"model": ""}, base_from="other")) == []
+    assert check_values(recipe({"model": "beside/it"}, base_from="other")) == []
+    assert [field for field, _, _ in check_values(recipe({"model": " "}))] == ["model"]
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -81,7 +81,9 @@ class TrlTrainer:
             threads=threads,
             device=device,
             environment=machine.environment(device, threads),
-            memory_bytes=_memory(recipe, config, base.parameters, trained, dtype),
+            memory_bytes=_memory(recipe, config, base.parameters, trained, dtype)
+            + METHODS[recipe.method].frozen_copies(recipe) * int(base.parameters * (2 if precision == "bf16" else 4))
+            + sum(model.parameters * (2 if precision == "bf16" else 4) for model in models.values()),
             state_bytes=state_bytes(
                 trained_parameters=trained, stored_weight_bytes=4, moments=0 if recipe.optimizer == "sgd" else 2
             ),
@@ -138,8 +140,9 @@ def _memory(recipe: Recipe, config: Any, parameters: int, trained: int, dtype: s
         weight_bytes=weight_bytes,
         hidden_size=text.hidden_size,
         layers=text.num_hidden_layers,
-        batch_size=recipe.batch_size,
-        max_length=recipe.max_length,
+        batch_size=recipe.batch_size * (2 if recipe.method == "preference" else 1),
+        # What is sampled comes after the prompt.
+        max_length=recipe.max_length + (getattr(recipe, "max_tokens", 0) if recipe.draws(1) else 0),
         heads=text.num_attention_heads,
         activation_bytes=2 if dtype == "bfloat16" else 4,
         gradient_checkpointing=recipe.gradient_checkpointing,

@@ -69,6 +69,11 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
     }
 
 
+def frozen_copies(recipe: Recipe) -> int:
+    """Copies of the base that are in memory beside the one that is trained."""
+    return 0
+
+
 def columns(job: TrainingJob) -> list[str]:
     """Columns of the prepared data that the trainer reads."""
     return supervised.columns(job) if _mode(job.recipe) != "on_policy" else ["prompt_ids", "row_id"]
@@ -85,7 +90,8 @@ class Setup(BaseSetup):
             self._tokenizer = renderer_of(job.base, job.data.extra.get("template")).tokenizer
             rows = rows.add_column("prompt", [self._tokenizer.decode(ids) for ids in rows["prompt_ids"]])
         super().__init__(job, rows)
-        self._teacher = None if self._mode == "sequence" else self.companion("teacher")
+        dtype = "bfloat16" if job.resolution.values["precision"] == "bf16" else "float32"
+        self._teacher = None if self._mode == "sequence" else self.companion("teacher", dtype)
         self._epoch = 0
 
     def inputs(self) -> dict[str, Any]:

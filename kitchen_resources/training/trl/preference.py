@@ -68,6 +68,13 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
     }
 
 
+def frozen_copies(recipe: Recipe) -> int:
+    """Copies of the base that are in memory beside the one that is trained."""
+    assert isinstance(recipe, PreferenceRecipe)
+    reference_is_base = recipe.reference_model is None
+    return int(reference_is_base and recipe.lora is None and not recipe.precompute_reference)
+
+
 def columns(job: TrainingJob) -> list[str]:
     """Columns of the prepared data that the trainer reads."""
     return ["prompt_ids", "chosen_ids", "rejected_ids", "row_id"]
@@ -83,7 +90,10 @@ class Setup(BaseSetup):
         is_known = _LOGPROBS[0] in self.rows.column_names
         # With a LoRA the base is the reference as it lies there, its adapter switched off.
         in_policy = "reference" not in self.job.models and (recipe.lora is not None or recipe.precompute_reference)
-        return {"setup": self, "ref_model": None if is_known or in_policy else self.companion("reference")}
+        if is_known or in_policy:
+            return {"setup": self, "ref_model": None}
+        # Held as the policy's own weights are: of other numbers the first loss wouldn't be ln 2.
+        return {"setup": self, "ref_model": self.companion("reference", self.job.resolution.values["weight_dtype"])}
 
     def attach(self, trainer: Any, epoch: int) -> None:
         """See `Setup.attach`."""

@@ -122,6 +122,12 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
     }
 
 
+def frozen_copies(recipe: Recipe) -> int:
+    """Copies of the base that are in memory beside the one that is trained."""
+    assert isinstance(recipe, ReinforcementRecipe)
+    return int(recipe.kl_coef > 0 and recipe.lora is None)
+
+
 def columns(job: TrainingJob) -> list[str]:
     """Columns of the prepared data that the trainer reads."""
     return ["prompt_ids", "problem", "row_id"]

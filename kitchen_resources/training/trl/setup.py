@@ -32,14 +32,9 @@ class Setup:
         """Free what is held; may be called twice."""
         self.rows = None
 
-    def companion(self, role: str) -> Any:
+    def companion(self, role: str, dtype: str) -> Any:
         """A model that training only reads: the one of that role, else the base; frozen, on the training device."""
         base = self.job.models.get(role, self.job.base)
         assert base.folder is not None
-        values = self.job.resolution.values
-        model = load_causal_lm(
-            base.folder,
-            dtype="bfloat16" if values["precision"] == "bf16" else "float32",
-            attention=values["attention"],
-        )
+        model = load_causal_lm(base.folder, dtype=dtype, attention=self.job.resolution.values["attention"])
         return model.requires_grad_(False).to(self.job.resolution.device).eval()

@@ -37,6 +37,11 @@ def method_arguments(job: TrainingJob) -> dict[str, Any]:
     }
 
 
+def frozen_copies(recipe: Recipe) -> int:
+    """Copies of the base that are in memory beside the one that is trained."""
+    return 0
+
+
 def columns(job: TrainingJob) -> list[str]:
     """Columns of the prepared data that the trainer reads."""
     return ["input_ids", "labels", *(["seq_lengths", "row_ids"] if job.data.packed else ["row_id"])]
