@@ -46,8 +46,8 @@ class Candidate:
 CANDIDATES = {
     "preference": Candidate("preference", {}),
     "preference, sigmoid alone": Candidate("preference", {"loss_type": ["sigmoid"], "loss_weights": None}),
-    "preference, a tenth of the rate": Candidate("preference", {"learning_rate": 1.0e-5}),
-    "preference, five times the rate": Candidate("preference", {"learning_rate": 5.0e-4}),
+    "preference, a fifth of the rate": Candidate("preference", {"learning_rate": 1.0e-4}),
+    "preference, a fiftieth of the rate": Candidate("preference", {"learning_rate": 1.0e-5}),
     "preference, sft as much": Candidate("preference", {"loss_weights": [1.0, 1.0]}),
     "distillation": Candidate("distillation", {}),
     "distillation, cross entropy alone": Candidate("distillation", {"alpha": 0.0}),

@@ -31,19 +31,24 @@ class FinalEvaluation:
 
     def samples(self) -> list[dict[str, Any]]:
         """A few rows with the answers of both."""
-        before = {(s["evaluation"], s["where"]): s for s in self.base.samples}
+        before = {_asked(sample): sample for sample in self.base.samples}
         return [
             {
                 "evaluation": sample["evaluation"],
                 "prompt": sample["prompt"],
                 "expected": sample["expected"],
                 **({"rejected": sample["rejected"]} if "rejected" in sample else {}),
-                "base": before.get((sample["evaluation"], sample["where"]), {}).get("answer"),
+                "base": before.get(_asked(sample), {}).get("answer"),
                 "trained": sample["answer"],
                 "score": sample["score"],
             }
             for sample in self.trained.samples
         ]
+
+
+def _asked(sample: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a sample is of; a held-out pair may be both compared and answered."""
+    return sample["evaluation"], sample["where"], "rejected" in sample
 
 
 def final_from_json(value: Mapping[str, Any]) -> FinalEvaluation:

@@ -105,7 +105,7 @@ def test_the_readme_runs_from_top_to_bottom(checkout: Path) -> None:
         elif block.language == "python":
             output = _run([sys.executable, "-c", block.text], checkout)
             ran += 1
-    assert ran == 12
+    assert ran == 13
     assert (checkout / "my_model" / "model.safetensors").is_file()
 
 

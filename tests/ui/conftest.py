@@ -50,6 +50,31 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
     "shown": {**TINY, "seed": 1},
     "own": {**TINY, "model": "own_model", "dataset": "own_rows.jsonl", "lora": {"rank": 4}},
+    "liking": {
+        "workflow": "preference",
+        "base_from": "shown",
+        "dataset": "embedded:date_pairs",
+        "max_rows": 100,
+        "max_length": 64,
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 1.0e-3,
+        "evaluations": [{"name": "held_out", "dataset": "held_out", "scorer": "exact_match", "max_tokens": 16}],
+    },
+    "sums": {
+        "workflow": "reinforcement",
+        "model": "embedded:tiny",
+        "environment": {"name": "arithmetic", "args": {"count": 60}},
+        "max_length": 64,
+        "epochs": 2,
+        "steps_per_epoch": 3,
+        "batch_size": 16,
+        "group_size": 4,
+        "groups_per_batch": 4,
+        "max_tokens": 4,
+        "learning_rate": 1.0e-3,
+        "pass_at": 2,
+    },
     "slow": {**TINY, "max_rows": 1200, "epochs": 3, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10},
 }
 

@@ -1,16 +1,18 @@
 """A launch: what its stages note for each other, kept apart from every other launch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitchen_resources import launch as launch_module
 from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.datasets.port import RawDataset
 from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.errors import DataError
 from kitchen_resources.training.noop import NoopTrainer
-from kitchen_resources.training.port import Capabilities
-from tests.engine import ROWS, Engine
+from kitchen_resources.training.port import BaseModel, Capabilities
+from tests.engine import ROWS, Engine, UnmarkedTrainer
 from tests.faulty_blobs import FaultyBlobs
 
 
@@ -136,8 +138,25 @@ def test_the_runs_of_a_recipe_are_known_oldest_first(engine: Engine, monkeypatch
     assert known[0]["identity"]["recipe"]["seed"] == 1
 
 
-def test_a_hub_model_stays_at_the_commit_that_the_launch_started_with(engine: Engine) -> None:
-    launch = engine.launch(run_id="one", model="org/name@main")
-    launch.write("base", {"asked": "org/name@main", "resolved": "org/name@c0ffee", "digest": "d"})
-    assert engine.launch(run_id="one", model="org/name@main").base.reference == "org/name@c0ffee"
-    assert engine.launch(run_id="two", model="org/name@main").base.reference == "org/name@main"
+def test_a_hub_model_stays_at_the_commit_that_the_launch_started_with(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter(["c0ffee", "later"])
+
+    def resolved(reference: str, cache: Path) -> BaseModel:
+        revision = "c0ffee" if reference.endswith("@c0ffee") else next(commits)
+        return BaseModel(reference, None, revision * 8, {}, revision=revision)
+
+    monkeypatch.setattr(launch_module, "resolve_base", resolved)
+    real = engine.with_(adapter=UnmarkedTrainer())
+    launch = real.launch(run_id="one", model="org/name@main")
+    launch.pin_models()
+    assert launch.read("base") == {
+        "asked": "org/name@main",
+        "resolved": "org/name@c0ffee",
+        "digest": "c0ffee" * 8,
+    }
+    again = real.launch(run_id="one", model="org/name@main").base
+    assert (again.reference, again.digest) == ("org/name@c0ffee", "c0ffee" * 8)
+    other = real.launch(run_id="two", model="org/name@main").base
+    assert (other.reference, other.revision) == ("org/name@main", "later")

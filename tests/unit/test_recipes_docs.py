@@ -1,7 +1,9 @@
 """docs/recipes.md: up to date, right in its examples, and complete."""
 
+import dataclasses
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,14 +11,20 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from method_cases import BLOCKS as METHOD_BLOCKS
+from method_cases import METHODS, own_paths
 from recipe_cases import BLOCKS, NAMED, launch, paths, recipe
+from test_recipes_trainer_args import PASSED_ON
 
 from kitchen_assets.kitchen import Kitchen
 from kitchen_resources.recipes.binding import bind
+from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipe
-from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.rules import check_values, field_names
 from kitchen_resources.recipes.supervised import SupervisedRecipe
+from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
+from kitchen_resources.training.trl.session import METHODS as METHOD_MODULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^```(?P<language>\w+) ?(?P<mark>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -140,14 +148,28 @@ def test_a_page_that_is_not_is_told_and_written(
 
 # Completeness.
 
+TABLES: dict[str, list[tuple[str, Any, Any]]] = {
+    "### Fields of every recipe": list(fields_with_facts(Recipe)),
+    **{
+        f"### The {method.method} recipe": [entry for entry in own_paths(method) if "." not in entry[0]]
+        for method in (SupervisedRecipe, *METHODS)
+    },
+    **{
+        f"### The block `{prefix.replace('.0', '[]')}`": list(fields_with_facts(block))
+        for prefix, block in {
+            **{prefix: BLOCKS[prefix] for prefix in ("lora", "evaluations.0", "row_limits")},
+            **METHOD_BLOCKS,
+        }.items()
+    },
+}
+"""Headings of the page's tables, and the fields that each must hold."""
 
-def test_every_field_has_a_row_with_its_facts(page: str) -> None:
-    headings = {"": "### The supervised recipe"}
-    headings |= {prefix: f"### The block `{prefix.replace('.0', '[]')}`" for prefix in BLOCKS}
-    found = {prefix: rows(page, heading) for prefix, heading in headings.items()}
-    for path, field, facts in paths():
-        prefix, _, name = path.rpartition(".")
-        kind, default, bounds, moves, said = found[prefix].pop(name)
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_field_has_a_row_with_its_facts(page: str, heading: str) -> None:
+    found = rows(page, heading)
+    for name, field, facts in TABLES[heading]:
+        kind, default, bounds, moves, said = found.pop(name)
         assert said == field.description
         assert moves == ("" if facts.moves == "nothing" else facts.moves)
         assert kind
@@ -157,20 +179,35 @@ def test_every_field_has_a_row_with_its_facts(page: str) -> None:
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
             assert yaml.safe_load(default) == field.default
             assert type(yaml.safe_load(default)) is type(field.default)
-    assert found == {prefix: {} for prefix in headings}
+    assert found == {}
+
+
+def test_no_table_is_missing(page: str) -> None:
+    assert re.findall(r"^### .*$", page.partition("## Further arguments")[0], re.M) == list(TABLES)
 
 
 def test_some_rows_literally(page: str) -> None:
-    of_recipe, of_lora = rows(page, "### The supervised recipe"), rows(page, "### The block `lora`")
-    assert of_recipe["adam_beta1"][:4] == ["number", "0.9", "at least 0, below 1", "weights"]
-    assert of_recipe["learning_rate"][:4] == ["number", "2.0e-5", "at least 0", "weights"]
-    assert of_recipe["lr_decay_rate"][2] == "above 0, at most 1"
-    assert of_recipe["max_steps"][:2] == ["whole number, or null", "null"]
-    assert of_recipe["held_out"][:4] == ["text", '`"0.1"`', "", "data"]
-    assert of_recipe["lora"][:2] == ["block `lora`, or null", "null"]
-    assert of_recipe["evaluations"][:2] == ["list of blocks, `evaluations[]`", "`[]`"]
-    assert of_recipe["export"][0] == "`merged` `adapter` `both`"
+    common, of_lora = rows(page, "### Fields of every recipe"), rows(page, "### The block `lora`")
+    assert common["adam_beta1"][:4] == ["number", "0.9", "at least 0, below 1", "weights"]
+    assert common["learning_rate"][:4] == ["number", "2.0e-5", "at least 0", "weights"]
+    assert common["lr_decay_rate"][2] == "above 0, at most 1"
+    assert common["max_steps"][:2] == ["whole number, or null", "null"]
+    assert common["held_out"][:4] == ["text", '`"0.1"`', "", "data"]
+    assert common["lora"][:2] == ["block `lora`, or null", "null"]
+    assert common["evaluations"][:2] == ["list of blocks, `evaluations[]`", "`[]`"]
+    assert common["export"][0] == "`merged` `adapter` `both`"
     assert of_lora["target_modules"][:2] == ["list of texts", "`[all-linear]`"]
+    assert rows(page, "### The supervised recipe")["packing"][:4] == ["true or false", "false", "", "data"]
+    preference = rows(page, "### The preference recipe")
+    assert preference["learning_rate"][:2] == ["number", "1.0e-6"]
+    assert preference["loss_type"][:4] == ["list of texts", "`[sigmoid]`", "", "weights"]
+    assert preference["loss_weights"][:2] == ["list of numbers, or null", "null"]
+    reinforcement = rows(page, "### The reinforcement recipe")
+    assert reinforcement["group_size"][:4] == ["whole number", "8", "at least 2", "weights"]
+    assert reinforcement["environment"][:2] == ["block `environment`", "see below"]
+    assert reinforcement["rewards"][:2] == ["list of blocks, `rewards[]`", "`[]`"]
+    assert reinforcement["pass_at"][3] == ""
+    assert rows(page, "### The distillation recipe")["mode"][0] == "`sequence` `logit` `on_policy`"
 
 
 def test_every_key_of_a_file_has_a_row(page: str) -> None:
@@ -180,19 +217,37 @@ def test_every_key_of_a_file_has_a_row(page: str) -> None:
 
 
 def test_the_arguments_that_can_be_set_and_those_that_can_not(page: str) -> None:
-    from test_recipes_trainer_args import PASSED_ON
-
-    from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
-
     _, _, below = page.partition("## Further arguments of the trainer")
     listed, _, refused = below.partition("All others are refused by name")
-    words = re.findall(r"`([a-z_]+)`", listed.split("These can be set:")[1])
+    words = re.findall(r"`([a-z_]+)`", listed.partition("these can be set:")[2].partition("\n\nOf these")[0])
     assert set(words) - {"nll", "dft"} == set(PASSED_ON)
-    table = refused.partition("\n## ")[0]
-    for name in OWNED_FIELDS:
-        assert re.search(rf"^\|.*`{name}`.*\| write `{re.escape(OWNED_FIELDS[name])}` \|$", table, re.M), name
-    for name, reason in OWNED.items():
+    table, *of_methods = refused.partition("\n## ")[0].split("And in a recipe of ")
+    assert_refused(table, OWNED_FIELDS, OWNED)
+    assert [text.split(":")[0] for text in of_methods] == [method.method for method in METHODS]
+    for text in of_methods:
+        module = METHOD_MODULES[text.split(":")[0]]
+        assert_refused(text, module.OWNED_FIELDS, module.OWNED)
+
+
+def assert_refused(table: str, fields: Mapping[str, str], owned: Mapping[str, str]) -> None:
+    """Every name is in the table, with the field to write or the reason."""
+    for name, field in fields.items():
+        assert re.search(rf"^\|.*`{name}`.*\| write `{re.escape(field)}` \|$", table, re.M), name
+    for name, reason in owned.items():
         assert re.search(rf"^\|.*`{name}`.*\| {re.escape(reason)} \|$", table, re.M), name
+
+
+def test_the_arguments_that_the_other_methods_take(page: str) -> None:
+    text = page.partition("Of these the other methods take all but ")[2].partition("\n\n")[0]
+    without, *of_methods = re.split(r"and besides: preference|; reinforcement|; distillation on policy", text)
+    named = [set(re.findall(r"`([a-z0-9_]+)`", part)) for part in (without, *of_methods)]
+    for method, besides in zip(METHODS, named[1:], strict=True):
+        made = method(mode="on_policy") if method.method == "distillation" else method()
+        module = METHOD_MODULES[method.method]
+        taken = {f.name for f in dataclasses.fields(module.config_class(made)) if not f.name.startswith("vllm_")}
+        refused = {*OWNED, *OWNED_FIELDS, *module.OWNED, *module.OWNED_FIELDS}
+        assert taken - refused - set(PASSED_ON) == besides, method.method
+        assert set(PASSED_ON) - taken.difference(refused) == named[0], method.method
 
 
 def test_every_field_of_the_original_has_a_row(page: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from recipe_cases import launch
 
 from kitchen_assets.kitchen import BUILT_IN_RECIPES, Kitchen, built_in
+from kitchen_assets.workflows import WORKFLOWS
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.binding import unknown_field
 from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipe, load_recipes, recipe_folder
@@ -388,15 +389,36 @@ def test_a_rule_for_promotion_that_could_never_decide_is_refused(
     assert "\n  fix: " in str(refused.value)
 
 
-# The built-in recipe, and the words of the messages.
+# The built-in recipes, and the words of the messages.
 
 
-def test_the_built_in_recipe_is_one_that_can_be_trained() -> None:
-    (made,) = load_recipes(BUILT_IN_RECIPES, METHODS)
-    assert made.definition.name == "supervised"
+@pytest.mark.parametrize("path", sorted(BUILT_IN_RECIPES.iterdir()), ids=lambda path: path.stem)
+def test_a_built_in_recipe_is_one_that_can_be_trained(path: Path) -> None:
+    made = load_recipe(path, {name: workflow.recipe for name, workflow in WORKFLOWS.items()})
+    # Each method has one recipe, under its own name.
+    assert made.definition.name == made.method == path.stem
+    assert made.definition.description
     assert check_values(made) == []
-    assert (made.model, made.dataset) == ("embedded:tiny", "embedded:dates")
     assert made.promotion.metric in measured_metrics(made)
+    assert made.promotion.metric == {
+        "supervised": "held_out/loss",
+        "preference": "held_out/accuracy",
+        "reinforcement": "held_out/reward",
+        "distillation": "held_out/loss",
+    }[path.stem]
+    # Without a network: what isn't made here comes from another of them.
+    assert made.model == "embedded:tiny" or made.definition.base_from == "supervised"
+    assert made.dataset.partition(":")[0] in ("embedded", "environment")
+
+
+def test_the_built_in_recipes_that_build_on_another_one_train_it_first() -> None:
+    found = built_in().recipes
+    chained = {name: made.definition for name, made in found.items() if made.method in ("preference", "distillation")}
+    assert {name: (made.base_from, made.teacher_from) for name, made in chained.items()} == {
+        "preference": ("supervised", ""),
+        "distillation": ("", "supervised"),
+    }
+    assert {made.upstream_missing for made in chained.values()} == {"train"}
 
 
 def test_no_field_has_the_name_of_a_definition_key() -> None:
