@@ -6,7 +6,7 @@
 
 The bars, for seeds 0 to 4: preference, over 0.9 accuracy on held-out pairs; distillation, the KL to the teacher at least
 halved and the exact match up; both in at most 60 s of one core, without the model of `supervised`, which both build on and
-which is trained once. A seed moves the held-out split, the order of rows and the dropout of none.
+which is trained once. A seed moves the held-out split and the order of rows.
 
 What was concluded: docs/decisions/0011-embedded-methods.md. The reinforcement recipe has a search of its own,
 `embedded_reinforcement.py`.

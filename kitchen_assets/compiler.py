@@ -83,7 +83,7 @@ class RecipeAssets:
                 description=f"Runs {name} to its registered model, and {self.name} from that.",
                 tags={**self._tags("training"), "kitchen/recipe": self.name},
             )
-            for name in read_recipes(self.recipe)
+            for name in read_recipes(self.recipe, chained=True)
         ]
 
     def _chained(self, name: str) -> dg.AssetSelection:
@@ -306,10 +306,15 @@ class RecipeAssets:
         return code_references(places)
 
 
-def read_recipes(recipe: Recipe) -> list[str]:
-    """Names of the recipes whose registered models a recipe reads by its definition, each once."""
+def read_recipes(recipe: Recipe, *, chained: bool = False) -> list[str]:
+    """Names of the recipes whose registered models a recipe reads by its definition, each once.
+
+    Args:
+        recipe: The recipe.
+        chained: Only those of which it takes what is registered newly, and not a version or alias.
+    """
     named = (recipe.definition.base_from, recipe.definition.teacher_from)
-    return list(dict.fromkeys(name.partition("@")[0] for name in named if name))
+    return list(dict.fromkeys(name.partition("@")[0] for name in named if name and not (chained and "@" in name)))
 
 
 def partitions_name(location: str, recipe_name: str) -> str:

@@ -23,7 +23,8 @@ from kitchen_resources.recipes.binding import bind, with_text_share
 from kitchen_resources.recipes.names import RESOURCE_KEYS
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import field_names
-from kitchen_resources.training.preflight import PreflightReport, preflight
+from kitchen_resources.training.preflight import PreflightReport
+from kitchen_resources.training.upstream import checked
 
 Target = str | Recipe
 
@@ -71,7 +72,7 @@ def validate(
     """
     kitchen, recipe, run_config = _prepare(target, config, resources)
     with _launch(kitchen, recipe, run_config, run_id="validate") as launch:
-        return preflight(launch)
+        return checked(launch)
 
 
 def run(
@@ -106,7 +107,7 @@ def run(
     name = recipe.definition.name
     if dry_run:
         with undisturbed(), _launch(kitchen, recipe, run_config, run_id="dry-run") as launch:
-            return RunResult(notes=tuple(preflight(launch).lines()), duration_s=time.monotonic() - started)
+            return RunResult(notes=tuple(checked(launch).lines()), duration_s=time.monotonic() - started)
     if not store_is_chosen() and "blobs" not in (resources or {}):
         print(f"kitchen: the store is {default_store()}; KITCHEN_STORE names another")  # noqa: T201
     run_id = str(uuid.uuid4())

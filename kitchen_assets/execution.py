@@ -57,7 +57,7 @@ def run_stage(
         raise KitchenFailure(error) from None
     with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
         if needs_preflight:
-            _preflight_once(kitchen, reads_models=reads_models)
+            _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
         result = work(kitchen)
         blocked.extend(_failed_checks(result))
         return result
@@ -91,7 +91,7 @@ def refuse_environment(run_config: Any, path: str = "run config") -> None:
             refuse_environment(value, f"{path}.{index}")
 
 
-def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
+def _preflight_once(kitchen: StageContext, run_config: Mapping[str, Any], *, reads_models: bool) -> None:
     """Preflight is the first thing that a run does; the run's later stages find it noted.
 
     What depends on a model that another recipe has yet to make is checked by the first stage that reads it.
@@ -104,6 +104,7 @@ def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
             check_recipe(kitchen.launch)
             kitchen.say(f"to be trained first: {', '.join(awaited)}")
             return
+        _refuse_unread_config(kitchen, run_config)
         require_upstreams(kitchen.launch, _Sayer(kitchen))
         report = preflight(kitchen.launch)
     except KitchenError as error:
@@ -113,6 +114,25 @@ def _preflight_once(kitchen: StageContext, *, reads_models: bool) -> None:
         kitchen.say(line)
     kitchen.tag({"kitchen/recipe": kitchen.name, "kitchen/backend": report.backend})
     kitchen.launch.write("preflight", {"run": kitchen.run_id})
+
+
+def _refuse_unread_config(kitchen: StageContext, run_config: Mapping[str, Any]) -> None:
+    """Refuse overrides of another recipe that this run neither makes nor trains first: nobody would read them.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    launch = kitchen.launch
+    missing = missing_upstreams(launch).values()
+    for name in launch.upstreams().values():
+        recipe = name.partition("@")[0]
+        given = run_config.get("resources", {}).get(recipe, {}).get("config")
+        if given and not kitchen.makes([recipe]) and recipe not in missing:
+            raise ConfigError(
+                f"recipe {recipe} isn't trained by this run, which takes the model that is registered",
+                where=f"resources.{recipe}.config",
+                fix=f"leave it out, or run the job {recipe}_then_{kitchen.name}",
+            )
 
 
 def _awaited(kitchen: StageContext) -> list[str]:
@@ -125,7 +145,7 @@ def _awaited(kitchen: StageContext) -> list[str]:
     made = {
         role: name
         for role, name in launch.upstreams().items()
-        if kitchen.makes([name]) and launch.registered_here(name.partition("@")[0]) is None
+        if kitchen.makes([name]) and launch.registered_here(name.partition("@")[0], by_this_run=True) is None
     }
     missing = {role: name for role, name in missing_upstreams(launch).items() if role not in made}
     require_known(launch, missing)

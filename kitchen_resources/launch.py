@@ -6,6 +6,7 @@ that runs alone works it out again by the same functions.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -36,6 +37,9 @@ from kitchen_resources.training.base_models import resolve_base, simulated_base
 from kitchen_resources.training.port import BaseModel, Resolution
 from kitchen_resources.training.registered import REGISTERED, registered_base
 from kitchen_resources.training.teacher_answers import ModelAnswers
+
+_FIELDS = {"teacher": "teacher", "reference": "reference_model"}
+"""Fields of a recipe that name the models besides its base, by role."""
 
 
 class Launch:
@@ -122,24 +126,34 @@ class Launch:
         asked = named.strip() or f"{REGISTERED}{upstream}"
         if self.simulated and not _is_local(asked):
             return simulated_base(asked)
+        own = self.registered_here(upstream) if upstream and not named.strip() and "@" not in upstream else None
+        if own is not None:
+            # Of a chain, also where it is executed again and the first recipe came out as another model.
+            asked = f"{REGISTERED}{upstream}@{own}"
         pinned = self.read(role)
         # What the launch started with: a branch or an alias may have moved since.
         reference = pinned["resolved"] if pinned is not None and pinned["asked"] == asked else asked
         if reference.startswith(REGISTERED):
             return registered_base(reference, self.ports.registry, self.content, self.cache, own=self.registered_here)
-        return resolve_base(reference, self.cache)
+        return resolve_base(reference, self.cache, _FIELDS.get(role, "model"))
 
-    def registered_here(self, name: str) -> int | None:
-        """The version of a model that this launch's run has registered itself, as one of a chain of recipes."""
-        found = [
-            key
-            for key in self.ports.blobs.list(f"launches/{self.root_id}/{name}-")
-            if key.endswith("/registered.json")
-        ]
-        versions = [json.loads(stored.data)["version"] for key in found if (stored := self.ports.blobs.get(key))]
-        return max(versions, default=None)
+    def registered_here(self, name: str, *, by_this_run: bool = False) -> int | None:
+        """The version of a model that this launch's run has registered itself, as one of a chain of recipes.
 
-    @cached_property
+        Args:
+            name: The model.
+            by_this_run: Not by the run that this one executes again.
+        """
+        keys = self.ports.blobs.list(f"launches/{self.root_id}/{name}-")
+        stored = (self.ports.blobs.get(key) for key in keys if key.endswith("/registered.json"))
+        notes = [json.loads(note.data) for note in stored if note is not None]
+        notes = [note for note in notes if note["run"] == self.run_id] or ([] if by_this_run else notes)
+        return max(notes, key=lambda note: float(note["at"]))["version"] if notes else None
+
+    def note_registered(self, version: int) -> None:
+        """Note for the other recipes of this run which version of this one it has registered."""
+        self.write("registered", {"version": version, "run": self.run_id, "at": time.time()})
+
     def raw(self) -> RawSplits:
         """The raw data sets."""
         return open_raw(self.recipe, self.ports.datasets)

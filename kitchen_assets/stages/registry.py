@@ -14,7 +14,7 @@ from kitchen_resources.registry.registering import register_model
 def registered_model(kitchen: StageContext) -> StageResult:
     """The model as an immutable version with its lineage and cost, under the alias `candidate`."""
     version = register_model(kitchen.launch)
-    kitchen.launch.write("registered", {"version": version.version})
+    kitchen.launch.note_registered(version.version)
     kitchen.launch.ports.telemetry.emit(
         "model.registered", {"count": 1}, {"recipe": kitchen.name, "name": version.name, "version": version.version}
     )

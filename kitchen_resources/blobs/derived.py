@@ -30,7 +30,7 @@ class DerivedStore:
         Raises:
             CheckpointError: The stored file is missing or damaged.
         """
-        name = f"derived/{digest_json(dict(key))}.json"
+        name = _name(key)
         stored = self._content.blobs.get(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -40,5 +40,15 @@ class DerivedStore:
         make(target)
         file = self._content.put_file(target)
         record = {"key": dict(key), "sha256": file.sha256, "size": file.size}
-        self._content.blobs.put_if_absent(name, canonical_json(record))
+        if not self._content.blobs.put_if_absent(name, canonical_json(record)):
+            # Somebody else was first; whoever reads it later reads theirs, and so does this process.
+            return self(key, make, target)
         return target
+
+    def known(self, key: Mapping[str, Any]) -> bool:
+        """Whether the file for a key is in the store."""
+        return self._content.blobs.get(_name(key)) is not None
+
+
+def _name(key: Mapping[str, Any]) -> str:
+    return f"derived/{digest_json(dict(key))}.json"

@@ -33,9 +33,15 @@ def own_problems(recipe: ReinforcementRecipe) -> RawDataset:
         ConfigError: It makes none.
         DataError: It fails to.
     """
+    name = recipe.environment.name
+    if recipe.max_rows is not None and recipe.max_rows > _MOST:
+        raise ConfigError(
+            f"{recipe.max_rows} problems are more than the {_MOST} that are taken of an environment",
+            where="max_rows",
+            fix=f"max_rows: {_MOST}, or write them to a file and name it as dataset",
+        )
     with environment_pool(recipe) as pool:
         problems = [dict(problem) for problem in pool.problems(recipe.max_rows or _MOST)]
-    name = recipe.environment.name
     if not problems:
         raise ConfigError(
             f"the environment {name} makes no problems itself",

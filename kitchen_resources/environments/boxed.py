@@ -36,6 +36,7 @@ class BoxedMath:
     """
 
     version = 1
+    packages = ("math-verify", "latex2sympy2_extended")
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """What an environment or a reward is asked to be: its options, and its part of a run's identity."""
 
+import importlib.metadata
 import inspect
 import json
 import sys
@@ -72,7 +73,8 @@ def identity_of(spec: EnvironmentSpec) -> dict[str, Any]:
     Returns:
         {"name", "version", "args", "source", "rewards": [{"name", "version", "args", "source", "weight"}, …]}, as JSON
         values. `args` holds the defaults of options that the spec leaves out. `source` is the sha256 of the file that
-        defines it; what that file imports isn't in it, nor are the packages that it uses.
+        defines it; what that file imports isn't in it. `packages` holds the versions of those that the environment or
+        reward names as its `packages`, where it names any.
 
     Raises:
         ConfigError: There is no such environment or reward, or it has no source file.
@@ -96,12 +98,21 @@ def _identity(
     defaults = {
         each.name: each.default for each in parameters if each.default is not each.empty and is_json(each.default)
     }
+    packages = {package: _package_version(package) for package in getattr(target, "packages", ())}
     return {
         "name": name,
         "version": getattr(target, "version", 1),
+        **({"packages": packages} if packages else {}),
         "args": json.loads(canonical_json({**defaults, **args})),
         "source": _source_digest(name, target),
     }
+
+
+def _package_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _source_digest(name: str, target: Callable[..., Any]) -> str:

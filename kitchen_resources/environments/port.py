@@ -64,7 +64,8 @@ class EnvironmentGroupBuilder(Protocol):
     """Makes the episodes of a problem: one problem a group, so that their rewards can be compared.
 
     Attributes:
-        version: Raised by hand when the same actions would be worth something else; part of a run's identity.
+        version: Raised by hand when the same actions would be worth something else; part of a run's identity, as is the
+            source of its file. Where it reads other packages, `packages` may name them; their versions are part of it too.
     """
 
     version: int

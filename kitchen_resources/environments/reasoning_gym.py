@@ -39,6 +39,7 @@ class ReasoningGym:
     """
 
     version = 1
+    packages = ("reasoning_gym",)
 
     def __init__(self, task: str, count: int = 500, seed: int = 0, answer_tags: bool = False, **options: Any) -> None:
         gym = _imported("reasoning_gym")

@@ -5,6 +5,14 @@ from typing import ClassVar, Literal
 from kitchen_resources.recipes.fields import recipe_field
 from kitchen_resources.recipes.recipe import Draws, Recipe
 
+_READ = {
+    "logit": frozenset({"alpha", "kd_temperature"}),
+    "on_policy": frozenset({"divergence", "max_tokens", "temperature"}),
+    # The answers that it reads are part of the data.
+    "sequence": frozenset(),
+}
+"""Fields that only some modes read."""
+
 
 class DistillationRecipe(Recipe):
     """Distillation: a student learns from a teacher.
@@ -53,6 +61,10 @@ class DistillationRecipe(Recipe):
         moves="weights",
         minimum=0,
     )
+
+    def unread(self) -> frozenset[str]:
+        """See `Recipe.unread`."""
+        return frozenset[str]().union(*_READ.values()) - _READ[self.mode]
 
     def draws(self, rows: int) -> Draws | None:
         """See `Recipe.draws`: a pass over the prompts on policy too, but for those that fill no whole batch."""

@@ -97,9 +97,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _weight_moving_fields(recipe: Recipe) -> dict[str, Any]:
-    return {
-        name: value for name, value in _moving(recipe).items() if name not in _RESOLVED and _is_read(recipe, name)
-    }
+    values = {**_moving(recipe), **recipe.resolved()}
+    return {name: value for name, value in values.items() if name not in _RESOLVED and _is_read(recipe, name)}
 
 
 def _moving(block: PydanticModel) -> dict[str, Any]:
@@ -124,6 +123,8 @@ def _canonical(value: Any, facts: FieldFacts) -> Any:
 
 def _is_read(recipe: Recipe, name: str) -> bool:
     """Whether the field has any effect, given the others."""
+    if name in recipe.unread():
+        return False
     if name == "lr_final":
         return recipe.lr_schedule in _SCHEDULES_WITH_FINAL
     return recipe.lr_schedule in _SCHEDULE_FIELDS.get(name, (recipe.lr_schedule,))

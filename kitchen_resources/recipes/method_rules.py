@@ -1,9 +1,10 @@
 """What a recipe's values must satisfy besides, by method."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from kitchen_resources.environments.options import wrong_options, wrong_reward_options
-from kitchen_resources.environments.registry import environment_names, reward_names
+from kitchen_resources.environments.registry import close_to, environment_names, reward_names
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.preference import LOSSES, PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
@@ -38,8 +39,8 @@ def _preference(recipe: PreferenceRecipe) -> Iterator[Problem]:
             f"has {len(weights)} weights for {len(recipe.loss_type)} losses",
             "one weight for each loss_type, or null",
         )
-    if weights is not None and not all(weight >= 0 for weight in weights):
-        yield "loss_weights", "has a weight below 0", "loss_weights: numbers from 0"
+    if weights is not None and not all(0 <= weight < math.inf for weight in weights):
+        yield "loss_weights", "has a weight that is below 0 or not finite", "loss_weights: numbers from 0"
     smoothed = _SMOOTHED.intersection(recipe.loss_type)
     if recipe.label_smoothing and not smoothed:
         yield (
@@ -57,22 +58,7 @@ def _preference(recipe: PreferenceRecipe) -> Iterator[Problem]:
 
 def _reinforcement(recipe: ReinforcementRecipe) -> Iterator[Problem]:
     yield from _environment(recipe)
-    completions = recipe.groups_per_batch * recipe.group_size
-    rows = recipe.batch_size * recipe.gradient_accumulation_steps
-    if rows != completions:
-        yield (
-            "batch_size",
-            f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} is {rows} completions, "
-            f"and groups_per_batch {recipe.groups_per_batch} x group_size {recipe.group_size} is {completions}",
-            _nearest_batch(recipe),
-        )
-    if recipe.steps_per_epoch % recipe.ppo_epochs:
-        whole = max(1, round(recipe.steps_per_epoch / recipe.ppo_epochs)) * recipe.ppo_epochs
-        yield (
-            "steps_per_epoch",
-            f"{recipe.steps_per_epoch} isn't divisible by ppo_epochs {recipe.ppo_epochs}",
-            f"steps_per_epoch: {whole}",
-        )
+    yield from _numbers(recipe)
     if recipe.loss_type == "luspo" and recipe.importance_level != "sequence":
         yield "importance_level", "must be sequence for luspo", "importance_level: sequence"
     if recipe.loss_type == "vespo" and recipe.importance_level != "token":
@@ -88,19 +74,53 @@ def _reinforcement(recipe: ReinforcementRecipe) -> Iterator[Problem]:
             )
 
 
+def _numbers(recipe: ReinforcementRecipe) -> Iterator[Problem]:
+    """What must divide what; a number out of its bounds is told by them, and divides nothing."""
+    completions = recipe.groups_per_batch * recipe.group_size
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    in_bounds = min(recipe.batch_size, recipe.gradient_accumulation_steps, recipe.groups_per_batch) >= 1
+    if in_bounds and recipe.group_size >= 2 and rows != completions:
+        yield (
+            "batch_size",
+            f"{recipe.batch_size} x gradient_accumulation_steps {recipe.gradient_accumulation_steps} is {rows} completions, "
+            f"and groups_per_batch {recipe.groups_per_batch} x group_size {recipe.group_size} is {completions}",
+            _nearest_batch(recipe),
+        )
+    if min(recipe.steps_per_epoch, recipe.ppo_epochs) >= 1 and recipe.steps_per_epoch % recipe.ppo_epochs:
+        whole = max(1, round(recipe.steps_per_epoch / recipe.ppo_epochs)) * recipe.ppo_epochs
+        yield (
+            "steps_per_epoch",
+            f"{recipe.steps_per_epoch} isn't divisible by ppo_epochs {recipe.ppo_epochs}",
+            f"steps_per_epoch: {whole}",
+        )
+
+
 def _environment(recipe: ReinforcementRecipe) -> Iterator[Problem]:
-    environment = recipe.environment
-    known = ", ".join(environment_names())
+    environment, known = recipe.environment, environment_names()
     if not environment.name:
-        yield "environment.name", "no environment is named", f"environment: {{name: one of {known}}}"
+        yield "environment.name", "no environment is named", f"environment: {{name: one of {', '.join(known)}}}"
+    elif environment.name not in known:
+        said = f"there is no environment {environment.name!r}"
+        yield "environment.name", said, f"{close_to(environment.name, known)}; or register_environment(…) yours"
     else:
         wrong = wrong_options(environment.name, environment.args)
         if wrong is not None:
-            yield "environment", wrong, f"environment: {{name: one of {known}, args: its own options}}"
+            yield "environment", wrong, f"environment: {{name: one of {', '.join(known)}, args: its own options}}"
+    rewards = reward_names()
+    named = [reward.name for reward in recipe.rewards]
+    for name in sorted({name for name in named if named.count(name) > 1}):
+        yield "rewards", f"the reward {name!r} is named twice", "each reward once, with the sum of the weights"
+    named = [reward.name for reward in recipe.rewards]
+    for name in sorted({name for name in named if named.count(name) > 1}):
+        yield "rewards", f"two of them are named {name!r}", "keep one of the two"
     for index, reward in enumerate(recipe.rewards):
+        if reward.name not in rewards:
+            said = f"there is no reward {reward.name!r}"
+            yield f"rewards.{index}.name", said, f"{close_to(reward.name, rewards)}; or register_reward(…) yours"
+            continue
         wrong = wrong_reward_options(reward.name, reward.args)
         if wrong is not None:
-            yield f"rewards.{index}", wrong, f"name: one of {', '.join(reward_names())}, args: its own options"
+            yield f"rewards.{index}", wrong, f"name: one of {', '.join(rewards)}, args: its own options"
 
 
 def _nearest_batch(recipe: ReinforcementRecipe) -> str:

@@ -1,6 +1,6 @@
 """The recipe of preference optimisation."""
 
-from typing import ClassVar, List, Optional
+from typing import Any, ClassVar, List, Optional
 
 from kitchen_resources.recipes.fields import recipe_field
 from kitchen_resources.recipes.recipe import Recipe
@@ -57,6 +57,10 @@ class PreferenceRecipe(Recipe):
         "Metric of `select`, `keep_best` and early stopping: `<evaluation>/<metric>`.",
         moves="nothing",
     )
+
+    def resolved(self) -> dict[str, Any]:
+        """See `Recipe.resolved`."""
+        return {"loss_weights": self.loss_weights or [1.0] * len(self.loss_type)}
 
     def companions(self) -> dict[str, tuple[str, str]]:
         """See `Recipe.companions`: the reference, where it isn't the base."""

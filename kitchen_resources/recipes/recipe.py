@@ -268,6 +268,14 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         """What an epoch is where it isn't a pass over the rows; None where it is."""
         return None
 
+    def unread(self) -> frozenset[str]:
+        """Fields of the method that have no effect, given the others."""
+        return frozenset()
+
+    def resolved(self) -> dict[str, Any]:
+        """Fields of the method whose null means the value of another one, with that value."""
+        return {}
+
     def companions(self) -> dict[str, tuple[str, str]]:
         """Models that training reads besides the base: role -> how it is named, and the recipe that it comes from."""
         return {}

@@ -17,10 +17,10 @@ class RewardConfig(Block):
     name: str = recipe_field(
         "ended",
         "Registered name: format, ended, length_penalty, exact_match, contains, or your own.",
-        moves="weights",
+        moves="base",
     )
-    weight: float = recipe_field(1.0, "What it is multiplied with before it is added.", moves="weights")
-    args: Dict[str, Any] = recipe_field({}, "Options of the reward.", moves="weights")
+    weight: float = recipe_field(1.0, "What it is multiplied with before it is added.", moves="base")
+    args: Dict[str, Any] = recipe_field({}, "Options of the reward.", moves="base")
 
 
 class EnvironmentConfig(Block):
@@ -29,14 +29,14 @@ class EnvironmentConfig(Block):
     name: str = recipe_field(
         "",
         "Registered name: arithmetic, math, reasoning_gym, a game, or your own.",
-        moves="weights",
+        moves="base",
     )
-    args: Dict[str, Any] = recipe_field({}, "Options of the environment.", moves="weights")
+    args: Dict[str, Any] = recipe_field({}, "Options of the environment.", moves="base")
     max_turns: int = recipe_field(
         16, "Turns after which an episode is over, done or not.", moves="weights", minimum=1
     )
     time_limit_s: float = recipe_field(
-        30.0, "Seconds that a step of one episode may take before it counts as failed.", moves="nothing", above=0
+        30.0, "Seconds that a step of one episode may take before it counts as failed.", moves="weights", above=0
     )
     workers: int = recipe_field(
         2, "Processes in which environments and rewards run.", moves="nothing", minimum=1, maximum=256
@@ -97,7 +97,7 @@ class ReinforcementRecipe(Recipe):
     )
     # Beside the environment and not in it: Dagster takes no list of blocks as part of a block's default.
     rewards: List[RewardConfig] = recipe_field(
-        [], "Rewards that are added to the environment's own, each times its weight.", moves="weights"
+        [], "Rewards that are added to the environment's own, each times its weight.", moves="base"
     )
     group_size: int = recipe_field(
         8, "Completions of one problem, whose rewards are compared with each other.", moves="weights", minimum=2
@@ -155,6 +155,10 @@ class ReinforcementRecipe(Recipe):
         "Metric of `select`, `keep_best` and early stopping: `<evaluation>/<metric>`.",
         moves="nothing",
     )
+
+    def resolved(self) -> dict[str, Any]:
+        """See `Recipe.resolved`."""
+        return {"clip_epsilon_high": self.clip_epsilon_high or self.clip_epsilon}
 
     def draws(self, rows: int) -> Draws:
         """See `Recipe.draws`."""

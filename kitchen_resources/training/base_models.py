@@ -33,12 +33,13 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_NAMES = _NAMES - {"config.json", "generation_config.json"}
 
 
-def resolve_base(reference: str, cache: Path) -> BaseModel:
+def resolve_base(reference: str, cache: Path, field: str = "model") -> BaseModel:
     """The base model that a recipe names.
 
     Args:
         reference: A local folder, a hub id (`org/name` or `org/name@revision`), or `embedded:tiny`.
         cache: Local folder for what is made or remembered here.
+        field: The recipe's field that names it, for messages.
 
     Raises:
         ConfigError: It isn't there, has no weights, or only pickled ones.
@@ -47,14 +48,14 @@ def resolve_base(reference: str, cache: Path) -> BaseModel:
     digests = FileDigests(cache / "file-digests.json")
     if not reference:
         raise ConfigError(
-            "no base model is named", where="model", fix="model: a local folder, a hub id, or embedded:tiny"
+            "no base model is named", where=field, fix=f"{field}: a local folder, a hub id, or embedded:tiny"
         )
     if reference.startswith(EMBEDDED):
-        return _of_folder(reference, _embedded(reference, cache), digests)
+        return _of_folder(reference, _embedded(reference, cache, field), digests, field)
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        return _of_folder(reference, folder, digests)
-    return _of_hub(reference, digests)
+        return _of_folder(reference, folder, digests, field)
+    return _of_hub(reference, digests, field)
 
 
 def simulated_base(reference: str) -> BaseModel:
@@ -113,37 +114,37 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
         ) from error
 
 
-def _embedded(reference: str, cache: Path) -> Path:
+def _embedded(reference: str, cache: Path, field: str) -> Path:
     from kitchen_resources import embedded
 
     name = reference.removeprefix(EMBEDDED)
     if name not in EMBEDDED_MODELS:
         choices = ", ".join(EMBEDDED + model for model in EMBEDDED_MODELS)
-        raise ConfigError(f"there is no embedded model {name!r}", where="model", fix=f"model: one of {choices}")
+        raise ConfigError(f"there is no embedded model {name!r}", where=field, fix=f"{field}: one of {choices}")
     # Named by its digest: another version of the kitchen may make another model.
     folder = cache / "models" / f"embedded-{name}-{embedded.model_digest()[:12]}"
     embedded.write_model(folder)
     return folder
 
 
-def _of_hub(reference: str, digests: FileDigests) -> BaseModel:
+def _of_hub(reference: str, digests: FileDigests, field: str) -> BaseModel:
     from kitchen_resources.hub import fetch_model, is_repo_id
 
     repo_id, _, revision = reference.partition("@")
     if not is_repo_id(repo_id):
         raise ConfigError(
             "there is no such folder, and it isn't a hub id",
-            where=f"model {reference!r}",
-            fix="model: a local folder, a hub id such as org/name, or embedded:tiny",
+            where=f"{field} {reference!r}",
+            fix=f"{field}: a local folder, a hub id such as org/name, or embedded:tiny",
         )
     snapshot = fetch_model(repo_id, revision=revision or None)
-    return _of_folder(reference, snapshot.folder, digests, revision=snapshot.commit, note=snapshot.note)
+    return _of_folder(reference, snapshot.folder, digests, field, revision=snapshot.commit, note=snapshot.note)
 
 
 def _of_folder(
-    reference: str, folder: Path, digests: FileDigests, *, revision: str = "", note: str = ""
+    reference: str, folder: Path, digests: FileDigests, field: str, *, revision: str = "", note: str = ""
 ) -> BaseModel:
-    where = f"model {reference!r}"
+    where = f"{field} {reference!r}"
     _require_whole_model(folder, where)
     weights = _weight_files(folder, where)
     others = [path for path in folder.iterdir() if path.name in _NAMES or path.name.endswith(_SUFFIXES)]

@@ -220,6 +220,10 @@ class DerivedFiles(Protocol):
         """The file for a key, at `target`; made there by `make`, and kept, when the store has none yet."""
         ...
 
+    def known(self, key: Mapping[str, Any]) -> bool:
+        """Whether the store has the file for a key."""
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingJob:

@@ -23,7 +23,7 @@ class PreflightReport:
 
     Attributes:
         backend: Name of the backend.
-        device: Where it runs.
+        device: Where it runs; "" where that isn't known yet, nor what it takes.
         memory_bytes: Estimated peak memory of training.
         state_bytes: Estimated size of a checkpoint.
         free_bytes: Free space in the store, or None.
@@ -39,6 +39,8 @@ class PreflightReport:
 
     def lines(self) -> list[str]:
         """The report as text."""
+        if not self.device:
+            return [f"backend {self.backend}", *self.notes]
         free = "unlimited" if self.free_bytes is None else f"{self.free_bytes / 2**30:,.1f} GiB"
         return [
             f"backend {self.backend} on {self.device}",
@@ -66,8 +68,12 @@ def preflight(launch: Launch) -> PreflightReport:
     for role, model in launch.models.items():
         require_same_vocabulary(launch, role, model)
     for raw, columns, first, method in opened:
-        if method != "reinforcement":
+        if method == "reinforcement":
+            # Refuses a template whose turns end by no token.
+            launch.rendering.renderer.dialogue()
+        else:
             _require_known_shape(launch, raw, columns, first, method)
+    _require_room_to_write(launch)
     resolution = launch.resolution
     launch.checkpoints.require_space(resolution.state_bytes)
     return PreflightReport(
@@ -120,6 +126,26 @@ def require_same_vocabulary(launch: Launch, role: str, model: BaseModel) -> None
         if role == "teacher"
         else f"name a {role} of the same family",
     )
+
+
+def _require_room_to_write(launch: Launch) -> None:
+    """Refuse to sample more tokens than the model takes.
+
+    Raises:
+        ConfigError: `max_tokens` leaves no room for a prompt.
+    """
+    most, folder = getattr(launch.recipe, "max_tokens", 0), launch.base.folder
+    # What a teacher writes is its own model's matter, and cut by max_length afterwards.
+    if folder is None or launch.recipe.draws(1) is None:
+        return
+    config = read_config(folder)
+    length = config.get("max_position_embeddings", config.get("text_config", {}).get("max_position_embeddings"))
+    if isinstance(length, int) and most >= length:
+        raise ConfigError(
+            f"is {most}, and the model takes {length} tokens, prompt included",
+            where=f"recipe {launch.name}, max_tokens",
+            fix=f"max_tokens: {length // 2}",
+        )
 
 
 def _vocabulary_size(folder: Path) -> int | None:

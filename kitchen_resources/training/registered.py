@@ -64,6 +64,8 @@ def find_version(
         own: As in `registered_base`.
     """
     name, _, which = reference.removeprefix(REGISTERED).partition("@")
+    if not name:
+        raise ConfigError("names no model", where=repr(reference), fix=f"{REGISTERED}NAME, or {REGISTERED}NAME@3")
     if which.isdigit():
         numbers = {version.version for version in registry.versions(name)}
         return registry.get(name, int(which)) if int(which) in numbers else None

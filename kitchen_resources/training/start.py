@@ -173,6 +173,12 @@ def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest,
             where=where,
             fix="carry: weights, which counts epochs from 1 again",
         )
+    if ours.draws(plan.rows) is not None and manifest.global_step % plan.steps_per_epoch:
+        raise ConfigError(
+            "it lies inside a block of rollouts, and what was sampled isn't part of it",
+            where=where,
+            fix="name the end of an epoch, or carry: weights",
+        )
     if manifest.global_step < plan.last_step(manifest.epoch) and theirs["data"] != launch.prepared.trained.digest:
         raise ConfigError(
             "it lies inside an epoch over other rows", where=where, fix="name the end of an epoch, or carry: weights"

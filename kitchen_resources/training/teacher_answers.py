@@ -7,6 +7,7 @@ from typing import Any
 
 from kitchen_resources.datasets.port import Example
 from kitchen_resources.datasets.questions import question_of
+from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.training.port import BaseModel, Resolution
 
@@ -44,10 +45,14 @@ class ModelAnswers:
             "temperature": recipe.temperature,
             "seed": recipe.seed if recipe.temperature else None,
             "dtype": self._dtype,
+            "attention": self._resolution.values["attention"],
+            "batch_size": recipe.batch_size,
         }
 
     def rewrite(self, examples: Iterable[Example]) -> Iterator[Example | tuple[Example, str]]:
         """See `TeacherAnswers.rewrite`."""
+        import torch
+
         from kitchen_resources.datasets.renderers import renderer_of
         from kitchen_resources.datasets.templating import load_template, load_tokenizer
 
@@ -60,7 +65,9 @@ class ModelAnswers:
             questions = [
                 question_of(_for_teacher(example, conversational=template is not None), renderer) for example in chunk
             ]
-            answers = iter(sample([prompt for prompt, _ in questions if prompt]))
+            with preserved_numerics():
+                torch.set_num_threads(self._resolution.threads)
+                answers = iter(sample([prompt for prompt, _ in questions if prompt]))
             for example, (prompt, _) in zip(chunk, questions, strict=True):
                 if not prompt:
                     yield example, "it asks nothing that the teacher could answer"
@@ -78,9 +85,13 @@ class ModelAnswers:
         return "bfloat16" if self._resolution.values["precision"] == "bf16" else "float32"
 
     def _sampler(self, renderer: Any) -> Any:
+        import transformers
+        from transformers import GenerationConfig
+
         from kitchen_resources.evaluation.sampling import Sampler, Sampling
         from kitchen_resources.training.trl.models import load_causal_lm
 
+        transformers.utils.logging.disable_progress_bar()
         recipe = self._recipe
         model = load_causal_lm(
             self._teacher.folder,  # type: ignore[arg-type]  # checked by `rewrite`
@@ -97,6 +108,8 @@ class ModelAnswers:
             batch_size=recipe.batch_size,
             seed=str(recipe.seed),
         )
+        # What the teacher's own generation_config.json says isn't asked for: n-grams that may not come twice, for one.
+        model.generation_config = GenerationConfig()
         return Sampler(model.to(self._resolution.device).eval(), sampling)
 
 

@@ -9,7 +9,7 @@ from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelVersion
 from kitchen_resources.registry.registering import register_model
 from kitchen_resources.training.exporting import export_checkpoint, note_model
-from kitchen_resources.training.preflight import preflight
+from kitchen_resources.training.preflight import PreflightReport, check_recipe, preflight
 from kitchen_resources.training.registered import find_version
 from kitchen_resources.training.run import Observer, TrainingRun
 
@@ -38,14 +38,36 @@ def require_upstreams(launch: Launch, observer: Observer) -> None:
     """
     missing = missing_upstreams(launch)
     require_known(launch, missing)
-    for role, name in missing.items():
-        observer.say(f"the {role} comes from recipe {name}, which has no model yet: it is trained first")
+    for name in dict.fromkeys(missing.values()):
+        roles = " and ".join(role for role, needed in missing.items() if needed == name)
+        observer.say(f"recipe {name}, whose model is the {roles}, has none yet: it is trained first")
         started = time.monotonic()
         version = make_version(launch.upstream(name), observer)
         observer.say(
             f"recipe {name} is trained and registered as version {version.version}, in "
             f"{time.monotonic() - started:.0f} s, which aren't part of this run's cost"
         )
+
+
+def checked(launch: Launch) -> PreflightReport:
+    """What `preflight` says of a launch, which trains nothing; as far as it can be told before another recipe is trained.
+
+    Raises:
+        KitchenError: As in `preflight`; or a recipe that this one builds on has no model, and isn't trained first.
+    """
+    missing = missing_upstreams(launch)
+    if not missing:
+        return preflight(launch)
+    require_known(launch, missing)
+    check_recipe(launch)
+    return PreflightReport(
+        backend=launch.ports.trainer.adapter.capabilities().backend,
+        device="",
+        memory_bytes=0,
+        state_bytes=0,
+        free_bytes=launch.ports.blobs.free_bytes(),
+        notes=(f"to be trained first: {', '.join(sorted(set(missing.values())))}; the rest is checked after that",),
+    )
 
 
 def require_known(launch: Launch, missing: Mapping[str, str]) -> None:
@@ -60,7 +82,7 @@ def require_known(launch: Launch, missing: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"recipe {name} has no registered model yet",
                 where=f"{role}_from: {name}",
-                fix=f"run the job {recipe} first, or the job {recipe}_then_{launch.name}",
+                fix=f"run the job {recipe} first" + ("" if which else f", or the job {recipe}_then_{launch.name}"),
             )
 
 
@@ -79,6 +101,6 @@ def make_version(launch: Launch, observer: Observer) -> ModelVersion:
     note_model(launch, run.fingerprint, finished.selected, model)
     launch.write("evaluation", evaluate_final(launch).as_json())
     version = register_model(launch)
-    launch.write("registered", {"version": version.version})
+    launch.note_registered(version.version)
     launch.ports.trainer.discard()
     return version

@@ -68,6 +68,7 @@ def identity(recipe: Recipe, **others: Any) -> Identity:
         data_digest=others.pop("data_digest", DATA_DIGEST),
         pad_token_id=others.pop("pad_token_id", PAD_TOKEN_ID),
         start=others.pop("start", None),
+        besides=others.pop("besides", None),
     )
 
 
@@ -111,7 +112,10 @@ def recipes() -> dict[str, Recipe]:
 
 def committed() -> dict[str, Any]:
     """By name: the fingerprint and the identity that it is the digest of."""
+    import method_identities
+
     return {
+        **{name: _record(made) for name, made in method_identities.committed().items()},
         **{name: _record(identity(made)) for name, made in recipes().items()},
         "continued": _record(identity(recipe(), start=start())),
         "continued with its weights alone": _record(identity(recipe(), start=start("weights"))),

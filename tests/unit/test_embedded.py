@@ -313,7 +313,7 @@ def test_dates_are_right_in_all_six_styles() -> None:
 
 
 def test_a_pair_prefers_the_day_first_to_the_answer_of_the_dates() -> None:
-    dates = {question: answer for question, answer in pairs("dates")}
+    dates = dict(pairs("dates"))
     for row in embedded.rows("date_pairs"):
         (user,), (chosen,), (rejected,) = row["prompt"], row["chosen"], row["rejected"]
         assert (chosen["role"], rejected["role"]) == ("assistant", "assistant")

@@ -143,7 +143,7 @@ def test_a_hub_model_stays_at_the_commit_that_the_launch_started_with(
 ) -> None:
     commits = iter(["c0ffee", "later"])
 
-    def resolved(reference: str, cache: Path) -> BaseModel:
+    def resolved(reference: str, cache: Path, field: str) -> BaseModel:
         revision = "c0ffee" if reference.endswith("@c0ffee") else next(commits)
         return BaseModel(reference, None, revision * 8, {}, revision=revision)
 

@@ -1,6 +1,5 @@
 """docs/recipes.md: up to date, right in its examples, and complete."""
 
-import dataclasses
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -235,19 +234,6 @@ def assert_refused(table: str, fields: Mapping[str, str], owned: Mapping[str, st
         assert re.search(rf"^\|.*`{name}`.*\| write `{re.escape(field)}` \|$", table, re.M), name
     for name, reason in owned.items():
         assert re.search(rf"^\|.*`{name}`.*\| {re.escape(reason)} \|$", table, re.M), name
-
-
-def test_the_arguments_that_the_other_methods_take(page: str) -> None:
-    text = page.partition("Of these the other methods take all but ")[2].partition("\n\n")[0]
-    without, *of_methods = re.split(r"and besides: preference|; reinforcement|; distillation on policy", text)
-    named = [set(re.findall(r"`([a-z0-9_]+)`", part)) for part in (without, *of_methods)]
-    for method, besides in zip(METHODS, named[1:], strict=True):
-        made = method(mode="on_policy") if method.method == "distillation" else method()
-        module = METHOD_MODULES[method.method]
-        taken = {f.name for f in dataclasses.fields(module.config_class(made)) if not f.name.startswith("vllm_")}
-        refused = {*OWNED, *OWNED_FIELDS, *module.OWNED, *module.OWNED_FIELDS}
-        assert taken - refused - set(PASSED_ON) == besides, method.method
-        assert set(PASSED_ON) - taken.difference(refused) == named[0], method.method
 
 
 def test_every_field_of_the_original_has_a_row(page: str) -> None:

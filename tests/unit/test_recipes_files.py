@@ -400,12 +400,15 @@ def test_a_built_in_recipe_is_one_that_can_be_trained(path: Path) -> None:
     assert made.definition.description
     assert check_values(made) == []
     assert made.promotion.metric in measured_metrics(made)
-    assert made.promotion.metric == {
-        "supervised": "held_out/loss",
-        "preference": "held_out/accuracy",
-        "reinforcement": "held_out/reward",
-        "distillation": "held_out/loss",
-    }[path.stem]
+    assert (
+        made.promotion.metric
+        == {
+            "supervised": "held_out/loss",
+            "preference": "held_out/accuracy",
+            "reinforcement": "held_out/reward",
+            "distillation": "held_out/loss",
+        }[path.stem]
+    )
     # Without a network: what isn't made here comes from another of them.
     assert made.model == "embedded:tiny" or made.definition.base_from == "supervised"
     assert made.dataset.partition(":")[0] in ("embedded", "environment")

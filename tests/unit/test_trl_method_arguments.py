@@ -127,11 +127,16 @@ def test_options_of_the_engine(options: dict[str, Any], said: str | None) -> Non
 def test_the_docs_list_what_can_be_set() -> None:
     text = (Path(__file__).parents[2] / "docs" / "recipes.template.md").read_text()
     (sentence,) = re.findall(r"Of these the other methods take all.*", text)
-    for method, word in (
-        ("preference", "preference"),
-        ("reinforcement", "reinforcement"),
-        ("distillation", "on policy"),
-    ):
-        part = sentence.split(word, 1)[1].split(";")[0]
-        named = set(re.findall(r"`(\w+)`", part))
-        assert named == PASSED_ON[method] - set(SUPERVISED), method
+    missing, _, besides = sentence.partition("Besides there are: ")
+    of_methods = dict(zip(PASSED_ON, (part.split(" ", 1)[1] for part in besides.split("; ")), strict=True))
+    for method, part in of_methods.items():
+        assert _named(part) == PASSED_ON[method] - set(SUPERVISED), method
+    of_all, _, rest = missing.partition("; reinforcement has no ")
+    reinforcement, _, distillation = rest.partition(", and distillation")
+    assert _named(of_all) == set(SUPERVISED) - PASSED_ON["preference"]
+    assert _named(of_all + reinforcement) == set(SUPERVISED) - PASSED_ON["reinforcement"]
+    assert _named(of_all + reinforcement + distillation) == set(SUPERVISED) - PASSED_ON["distillation"]
+
+
+def _named(text: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", text))

@@ -33,14 +33,25 @@ def test_loading_the_definitions_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_graph_is_the_lineage() -> None:
+READ_BY_STAGE = {"preference": "supervised", "distillation": "supervised"}
+"""The built-in recipes that read another one's registered model, and whose."""
+
+
+@pytest.mark.parametrize("name", kitchen.recipes())
+def test_the_graph_is_the_lineage(name: str) -> None:
     """Every asset with its parents, group, kinds, code version and checks: what a person browses."""
     graph = built_in().definitions().resolve_asset_graph()
-    drawn = {}
+    drawn, read = {}, {}
     for key in graph.get_all_asset_keys():
+        if key.path[0] != name:
+            continue
         node = graph.get(key)
-        drawn[key.to_user_string()] = {
-            "parents": sorted(parent.to_user_string() for parent in node.parent_keys),
+        parents = sorted(parent.to_user_string() for parent in node.parent_keys)
+        others = [parent for parent in parents if not parent.startswith(f"{name}/")]
+        if others:
+            read[key.path[-1]] = others
+        drawn[f"supervised/{key.path[-1]}"] = {
+            "parents": [parent.replace(f"{name}/", "supervised/") for parent in parents if parent not in others],
             "group": node.group_name,
             "kinds": sorted(node.kinds),
             "owners": sorted(node.owners),
@@ -50,8 +61,10 @@ def test_the_graph_is_the_lineage() -> None:
             "described": bool(node.description),
             "code_references": "dagster/code_references" in node.metadata,
         }
-    expected = json.loads((Path(__file__).parent / "lineage.json").read_text())
-    assert drawn == expected
+    # The four methods have the same stages; what one reads of another recipe is an edge to that one's model.
+    assert drawn == json.loads((Path(__file__).parent / "lineage.json").read_text())
+    upstream = READ_BY_STAGE.get(name)
+    assert read == ({stage: [f"{upstream}/registered_model"] for stage in ("dataset", "model")} if upstream else {})
 
 
 def test_jobs_are_named_as_recipes_and_carry_the_tags_that_limits_act_on() -> None:

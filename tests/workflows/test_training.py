@@ -87,8 +87,8 @@ def test_a_trainer_that_skips_or_repeats_rows_is_caught_and_publishes_nothing(
     from kitchen_resources.errors import CheckpointError
     from kitchen_resources.training.trl import session
 
-    real = session.batch_plan
-    monkeypatch.setattr(session, "batch_plan", lambda n, **kwargs: real(n, **{**kwargs, "seed": kwargs["seed"] + 1}))
+    real = session.planned_rows
+    monkeypatch.setattr(session, "planned_rows", lambda recipe, plan, epoch: real(recipe, plan, epoch + 1))
     with pytest.raises(CheckpointError, match=r"epoch 1, step 1: received rows \[.*were planned"):
         bench.run()
     (fingerprint,) = bench.checkpoints.find("")

@@ -86,7 +86,11 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
             seconds=self._seconds,
             host_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES,
             device_memory_bytes=_device_memory(),
-            extra={self._names.get(k, k): float(v) for k, v in logs.items() if k not in _NOT_EXTRA and _is_number(v)},
+            extra={
+                name: float(v)
+                for k, v in logs.items()
+                if k not in _NOT_EXTRA and _is_number(v) and (name := self._names.get(k, k))
+            },
         )
         self._on_step(metrics, self._rows)
 

@@ -32,7 +32,7 @@ OWNED = {
     "max_tool_calling_iterations": "there are no tools",
     "ds3_gather_for_generation": "where it runs is the trainer's, not the recipe's",
     "use_vllm": "the student is sampled by transformers",
-    "loss_type": "the mode says what the loss is",
+    **dict.fromkeys(("loss_type", "router_aux_loss_coef"), "the mode says what the loss is"),
     **NOISE,
 }
 VALUES = {
@@ -93,6 +93,10 @@ class Setup(BaseSetup):
         dtype = "bfloat16" if job.resolution.values["precision"] == "bf16" else "float32"
         self._teacher = None if self._mode == "sequence" else self.companion("teacher", dtype)
         self._epoch = 0
+
+    def prepare(self, model: Any) -> Any:
+        """See `Setup.prepare`."""
+        return self.for_sampling(model) if self._mode == "on_policy" else model
 
     def inputs(self) -> dict[str, Any]:
         """See `Setup.inputs`."""

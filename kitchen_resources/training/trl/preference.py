@@ -87,7 +87,7 @@ class Setup(BaseSetup):
         """See `Setup.inputs`."""
         recipe = self.job.recipe
         assert isinstance(recipe, PreferenceRecipe)
-        is_known = _LOGPROBS[0] in self.rows.column_names
+        is_known = _LOGPROBS[0] in self.rows.column_names or self._is_stored(recipe)
         # With a LoRA the base is the reference as it lies there, its adapter switched off.
         in_policy = "reference" not in self.job.models and (recipe.lora is not None or recipe.precompute_reference)
         if is_known or in_policy:
@@ -120,6 +120,10 @@ class Setup(BaseSetup):
         self.rows = datasets.concatenate_datasets([rows, found], axis=1)
         return self.rows
 
+    def _is_stored(self, recipe: PreferenceRecipe) -> bool:
+        derived = self.job.derived
+        return recipe.precompute_reference and derived is not None and derived.known(self._key(recipe.batch_size))
+
     def _key(self, batch_size: int) -> dict[str, Any]:
         job = self.job
         return {
@@ -128,6 +132,8 @@ class Setup(BaseSetup):
             "reference": job.models.get("reference", job.base).digest,
             "data": job.data.digest,
             "numerics": dict(job.resolution.values),
+            # Other versions, threads or another CPU would give other last bits.
+            "environment": dict(job.resolution.environment),
             "quantization": job.recipe.quantization,
             "batch_size": batch_size,
             "pad_token_id": job.data.pad_token_id,

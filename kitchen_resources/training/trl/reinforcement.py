@@ -155,6 +155,10 @@ class Setup(BaseSetup):
         self._epoch = self._draw = 0
         self._failed: list[str] = []
 
+    def prepare(self, model: Any) -> Any:
+        """See `Setup.prepare`."""
+        return self.for_sampling(model)
+
     def inputs(self) -> dict[str, Any]:
         """See `Setup.inputs`."""
         return {"reward_funcs": [_episode_reward], "rollout_func": self.roll_out}

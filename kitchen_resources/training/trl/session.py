@@ -115,7 +115,7 @@ class TrlSession:
         )
         assert job.base.folder is not None
         trainer = self._method.trainer_class(job.recipe)(
-            model=load_for_training(job.base.folder, job.recipe, job.resolution),
+            model=self._setup.prepare(load_for_training(job.base.folder, job.recipe, job.resolution)),
             args=arguments,
             train_dataset=self._setup.rows,
             processing_class=_tokenizer(job.base.folder, job.data.pad_token_id),

@@ -21,6 +21,10 @@ class Setup:
         self.job = job
         self.rows = rows
 
+    def prepare(self, model: Any) -> Any:
+        """The model that is to be trained, as the trainer gets it."""
+        return model
+
     def inputs(self) -> dict[str, Any]:
         """Further arguments of the trainer's constructor."""
         return {}
@@ -31,6 +35,18 @@ class Setup:
     def close(self) -> None:
         """Free what is held; may be called twice."""
         self.rows = None
+
+    def for_sampling(self, model: Any) -> Any:
+        """A model that samples as the recipe says and ends its turns where the template does.
+
+        TRL takes from the model's own generation settings where to stop, and transformers whatever else they say:
+        suppressed tokens, n-grams that may not come twice.
+        """
+        from transformers import GenerationConfig
+
+        stops = list(self.job.data.stop_token_ids)
+        model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=self.job.data.pad_token_id)
+        return model
 
     def companion(self, role: str, dtype: str) -> Any:
         """A model that training only reads: the one of that role, else the base; frozen, on the training device."""
