@@ -49,7 +49,8 @@ class StageContext:
 
     def makes(self, recipes: Iterable[str]) -> bool:
         """Whether this run also makes the registered models of all these recipes."""
-        selected = self._context.run.asset_selection or ()
+        # A run names what it makes only where that is part of a job.
+        selected = self._context.run.asset_selection or self._context.job_def.asset_layer.selected_asset_keys
         names = (name.partition("@")[0] for name in recipes)
         return all(dg.AssetKey([name, "registered_model"]) in selected for name in names)
 

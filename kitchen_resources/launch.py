@@ -154,6 +154,7 @@ class Launch:
         """Note for the other recipes of this run which version of this one it has registered."""
         self.write("registered", {"version": version, "run": self.run_id, "at": time.time()})
 
+    @cached_property
     def raw(self) -> RawSplits:
         """The raw data sets."""
         return open_raw(self.recipe, self.ports.datasets)

@@ -113,9 +113,9 @@ class Rail:
         """Make a recipe known; its values are those of the small one with these over them."""
         self.recipes[name] = Known(method, {**OF_METHOD[method], **(values or {})}, definition)
 
-    def launch(self, name: str, *, run_id: str = "", **fields: Any) -> Launch:
+    def launch(self, name: str, *, run_id: str = "", root_id: str | None = None, **fields: Any) -> Launch:
         """A new launch of a recipe, as a process of its own would make it; `fields` are the launch's overrides."""
-        return self._launch(name, run_id or f"run-{next(_runs)}", self._ports(), fields)
+        return self._launch(name, run_id or f"run-{next(_runs)}", root_id, self._ports(), fields)
 
     def register(self, name: str, **fields: Any) -> ModelVersion:
         """Run a recipe to its registered version, in a run of its own."""
@@ -125,10 +125,16 @@ class Rail:
         """The same store and recipes with another backend, data set or evaluator."""
         return replace(self, told=Told(), **others)
 
-    def _launch(self, name: str, run_id: str, ports: Ports, fields: Mapping[str, Any]) -> Launch:
+    def _launch(self, name: str, run_id: str, root_id: str | None, ports: Ports, fields: Mapping[str, Any]) -> Launch:
         known = self.recipes[name]
         recipe = bind(known.method, {**known.values, **fields}, RecipeDefinition(name=name, **known.definition))
-        return Launch(recipe, ports, run_id=run_id, upstream=lambda other: self._launch(other, run_id, ports, {}))
+        return Launch(
+            recipe,
+            ports,
+            run_id=run_id,
+            root_id=root_id,
+            upstream=lambda other: self._launch(other, run_id, root_id, ports, {}),
+        )
 
     def _ports(self) -> Ports:
         return Ports(

@@ -15,6 +15,7 @@ _HERE = "kitchen_resources.environments"
 
 # By reference and not by import: what one of them needs may be heavy, or not installed.
 BUILT_IN_ENVIRONMENTS: Mapping[str, str] = {
+    "compass": f"{_HERE}.compass:Compass",
     "tango": f"{_HERE}.game:Tango",
     "arithmetic": f"{_HERE}.arithmetic:Arithmetic",
     "math": f"{_HERE}.boxed:BoxedMath",

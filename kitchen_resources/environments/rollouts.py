@@ -204,8 +204,12 @@ class _Episode:
 
     def finished(self, scores: Mapping[str, float | EnvironmentFailure], weights: Mapping[str, float]) -> Rollout:
         """The rollout, with the named rewards that it got."""
-        failed = [self.failure, *(score for score in scores.values() if isinstance(score, EnvironmentFailure))]
-        failure = next((each for each in failed if each is not None), None)
+        failed = [
+            EnvironmentFailure(score.kind, f"{name}: {score.message}")
+            for name, score in scores.items()
+            if isinstance(score, EnvironmentFailure)
+        ]
+        failure = self.failure or next(iter(failed), None)
         own = sum(result.reward for result in self.results)
         rewards = {name: score for name, score in scores.items() if not isinstance(score, EnvironmentFailure)}
         if self.failure is None:

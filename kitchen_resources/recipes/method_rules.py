@@ -110,9 +110,6 @@ def _environment(recipe: ReinforcementRecipe) -> Iterator[Problem]:
     named = [reward.name for reward in recipe.rewards]
     for name in sorted({name for name in named if named.count(name) > 1}):
         yield "rewards", f"the reward {name!r} is named twice", "each reward once, with the sum of the weights"
-    named = [reward.name for reward in recipe.rewards]
-    for name in sorted({name for name in named if named.count(name) > 1}):
-        yield "rewards", f"two of them are named {name!r}", "keep one of the two"
     for index, reward in enumerate(recipe.rewards):
         if reward.name not in rewards:
             said = f"there is no reward {reward.name!r}"

@@ -51,7 +51,7 @@ OTHER: dict[type[Recipe], dict[str, Any]] = {
         "learning_rate": 3.0e-4,
         "lr_schedule": "cosine",
         "batch_size": 16,
-        "environment": {"name": "reasoning_gym", "args": {"task": "chain_sum"}},
+        "environment": {"name": "arithmetic", "max_turns": 5},
         "environment.name": "math",
         "environment.args": {"digits": 3},
         "environment.max_turns": 3,

@@ -57,7 +57,11 @@ VARIANTS: dict[str, tuple[type[Recipe], dict[str, Any]]] = {
 def besides(recipe: Recipe) -> dict[str, Any]:
     """What a launch puts beside recipe, base and data, with all digests fixed."""
     if isinstance(recipe, ReinforcementRecipe):
-        return {"environment": ENVIRONMENT}
+        rewards = [
+            {"name": r.name, "version": 1, "args": dict(r.args), "source": "4" * 64, "weight": r.weight}
+            for r in recipe.environment_spec().rewards
+        ]
+        return {"environment": {**ENVIRONMENT, "rewards": rewards}}
     if isinstance(recipe, DistillationRecipe):
         return {"teacher": TEACHER}
     return {"reference": REFERENCE} if "reference" in recipe.companions() else {}

@@ -178,8 +178,8 @@ RULES: dict[str, Rule] = {
     "one reward twice": Rule(
         ReinforcementRecipe,
         {"rewards": [{"name": "ended"}, {"name": "contains"}, {"name": "ended", "weight": 2.0}]},
-        ("rewards", "two of them are named 'ended'", "keep one of the two"),
-        [{"rewards": [{"name": "contains"}, {"name": "ended", "weight": 2.0}]}],
+        ("rewards", "the reward 'ended' is named twice", "each reward once, with the sum of the weights"),
+        [{"rewards": [{"name": "contains"}, {"name": "ended", "weight": 3.0}]}],
     ),
     "one completion of a problem": Rule(
         ReinforcementRecipe,

@@ -125,7 +125,8 @@ def test_a_reward_that_fails_takes_the_episode_with_it(pool: EnvironmentPool) ->
     # The environment takes "pid" for a step like another; the reward that reads it last returns no number.
     sample, _ = saying([ended("pid")])
     (rollout,) = run_groups(pool, [asked("g", 1)], sample, Letters(), max_turns=1, max_context=None)
-    assert rollout.failure == EnvironmentFailure("error", "TypeError: the reward is a StepResult; give a number")
+    said = "obeyed: TypeError: the reward is a StepResult; give a number"
+    assert rollout.failure == EnvironmentFailure("error", said)
     assert (rollout.reward, rollout.rewards) == (None, {"environment": 0.0, "ended": 1.0})
 
 

@@ -38,6 +38,15 @@ def test_every_variant_is_a_recipe_that_can_be_trained_and_is_committed() -> Non
 
 # Every field flipped.
 
+READ_IN = {
+    "alpha": "logit",
+    "kd_temperature": "logit",
+    "divergence": "on_policy",
+    "max_tokens": "on_policy",
+    "temperature": "on_policy",
+}
+"""Fields that have an effect on the weights in one mode of distillation only; a teacher's answers are part of the data."""
+
 
 def test_every_field_has_another_value() -> None:
     for method in METHODS:
@@ -49,6 +58,7 @@ def test_exactly_the_fields_that_move_weights_move_the_fingerprint(
     method: type[Recipe], path: str, facts: Any
 ) -> None:
     under: dict[str, Any] = {"rewards": [{}]} if path.startswith("rewards.0.") else {}
+    under |= {} if path not in READ_IN or method is not DistillationRecipe else {"mode": READ_IN[path]}
     before, after = fingerprint(method, under), fingerprint(method, {**under, **other(method, path)})
     assert (before != after) == (facts.moves == "weights"), path
 
@@ -62,18 +72,18 @@ MOVES: dict[type[Recipe], dict[str, set[str]]] = {
     },
     ReinforcementRecipe: {
         "weights": {
-            *("learning_rate", "lr_schedule", "batch_size", "environment", "rewards", "generation", "max_tokens"),
-            *("environment.name", "environment.args", "environment.max_turns", "generation.engine"),
-            *("generation.options", "rewards.0.name", "rewards.0.weight", "rewards.0.args", "ppo_epochs"),
+            *("learning_rate", "lr_schedule", "batch_size", "environment", "generation", "max_tokens", "ppo_epochs"),
+            *("environment.max_turns", "environment.time_limit_s", "generation.engine", "generation.options"),
             *("group_size", "groups_per_batch", "steps_per_epoch", "temperature", "top_p", "top_k", "loss_type"),
             *("clip_epsilon", "clip_epsilon_high", "importance_level", "kl_coef", "scale_rewards"),
         },
-        "base": set(),
-        "data": {"dataset"},
-        "nothing": {
-            *("environment.time_limit_s", "environment.workers", "environment.max_failed"),
-            *("pass_at", "select_metric"),
+        # By what they are: see `environments.options.identity_of`.
+        "base": {
+            *("environment.name", "environment.args"),
+            *("rewards", "rewards.0.name", "rewards.0.weight", "rewards.0.args"),
         },
+        "data": {"dataset"},
+        "nothing": {"environment.workers", "environment.max_failed", "pass_at", "select_metric"},
     },
     DistillationRecipe: {
         "weights": {"mode", "alpha", "kd_temperature", "divergence", "max_tokens", "temperature"},
@@ -103,12 +113,36 @@ def test_all_else_changed_at_once_moves_nothing(method: type[Recipe]) -> None:
             path.partition(".")[2]: OTHER[method][path] for path in MOVES[method]["nothing"] if "environment." in path
         }
         values["environment"] = {"name": "arithmetic", **still}
-        assert set(still) == {"time_limit_s", "workers", "max_failed"} < set(BLOCKS["environment"].model_fields)
+        assert set(still) == {"workers", "max_failed"} < set(BLOCKS["environment"].model_fields)
     assert values
     assert fingerprint(method, values) == fingerprint(method)
 
 
-def test_the_order_of_losses_and_rewards_is_part_of_it() -> None:
+@pytest.mark.parametrize("path", READ_IN)
+def test_a_field_that_a_mode_does_not_read_moves_nothing(path: str) -> None:
+    for mode in ("sequence", "logit", "on_policy"):
+        under = {"mode": mode}
+        moved = fingerprint(DistillationRecipe, under) != fingerprint(
+            DistillationRecipe, {**under, path: OTHER[DistillationRecipe][path]}
+        )
+        assert moved == (mode == READ_IN[path]), mode
+
+
+@pytest.mark.parametrize(
+    ("method", "one", "other"),
+    [
+        (PreferenceRecipe, {"loss_weights": None}, {"loss_weights": [1.0]}),
+        (PreferenceRecipe, {"loss_type": ["ipo", "sft"]}, {"loss_type": ["ipo", "sft"], "loss_weights": [1, 1]}),
+        (ReinforcementRecipe, {"clip_epsilon": 0.3}, {"clip_epsilon": 0.3, "clip_epsilon_high": 0.3}),
+    ],
+)
+def test_two_ways_to_say_one_thing_are_one_run(
+    method: type[Recipe], one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert fingerprint(method, one) == fingerprint(method, other)
+
+
+def test_the_order_of_losses_is_part_of_it() -> None:
     def losses(*names: str) -> str:
         return fingerprint(PreferenceRecipe, {"loss_type": list(names), "loss_weights": [1.0, 0.2]})
 
@@ -181,7 +215,7 @@ def test_an_environment_s_code_is_part_of_the_run(monkeypatch: pytest.MonkeyPatc
         return run.fingerprint, run.planned().notes
 
     before, _ = fresh()
-    still = {"name": "arithmetic", "args": {"count": 6}, "workers": 2, "time_limit_s": 9.0, "max_failed": 0.9}
+    still = {"name": "arithmetic", "args": {"count": 6, "maximum": 99}, "workers": 2, "max_failed": 0.9}
     assert fresh(environment=still, pass_at=9)[0] == before
     monkeypatch.setattr(options, "digest_file", lambda path: "4" * 64)
     after, (said, *_) = fresh()

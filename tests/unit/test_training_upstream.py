@@ -106,6 +106,18 @@ def test_of_two_that_the_own_run_has_registered_it_is_the_later(rail: Rail) -> N
     assert rail.launch("second", run_id="both").base.reference == "registry:first@2"
 
 
+def test_of_a_run_that_is_executed_again_it_is_what_the_second_time_has_brought(rail: Rail) -> None:
+    make_version(rail.launch("first", run_id="both"), rail.told)
+    again = rail.launch("second", run_id="again", root_id="both")
+    # Its own part of the chain hasn't run yet; where that isn't run again, what the first time brought is what it builds on.
+    assert again.registered_here("first", by_this_run=True) is None
+    assert again.registered_here("first") == 1
+    make_version(rail.launch("first", run_id="again", root_id="both", seed=5), rail.told)
+    rail.registry.move_alias("first", "candidate", 1, expected=2)
+    assert again.registered_here("first", by_this_run=True) == again.registered_here("first") == 2
+    assert rail.launch("second", run_id="again", root_id="both").base.reference == "registry:first@2"
+
+
 def test_the_base_stays_the_one_that_the_launch_started_with(rail: Rail) -> None:
     rail.register("first", seed=0)
     started = rail.launch("second", run_id="started")
@@ -165,8 +177,7 @@ def test_a_version_that_no_training_could_bring_is_not_trained(rail: Rail, named
     again(rail, "second", base_from=named, upstream_missing="train")
     runs = list(rail.blobs.list("runs/"))
     assert refusal(rail, "second") == (
-        f"base_from: {named}: recipe {named} has no registered model yet\n"
-        "  fix: run the job first first, or the job first_then_second"
+        f"base_from: {named}: recipe {named} has no registered model yet\n  fix: run the job first first"
     )
     assert list(rail.blobs.list("runs/")) == runs
 

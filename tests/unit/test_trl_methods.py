@@ -1,5 +1,6 @@
 """What the trainers of preference, reinforcement and distillation compute, against the formulas."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,3 +145,35 @@ def test_the_loss_of_logits_is_the_formula(tmp_path: Path, monkeypatch: pytest.M
     steps(tmp_path / "store", DistillationRecipe, {**fields, "max_rows": 20, "epochs": 1, "held_out": "0"})
     assert len(seen) == 3
     assert all(loss == pytest.approx(expected, rel=1e-5) for loss, expected in seen)
+
+
+def test_what_is_sampled_ends_where_the_template_ends_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the base's own settings say otherwise: another token to stop at, and tokens that it may not write."""
+    letters.register()
+    write_model(tmp_path / "base")
+    settings = {"eos_token_id": 256, "pad_token_id": 256, "suppress_tokens": list(range(200))}
+    _rewritten(tmp_path / "base" / "generation_config.json", settings)
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    _rewritten(tmp_path / "base" / "tokenizer_config.json", {**config, "eos_token": "<|pad|>"})
+    turns: list[list[int]] = []
+    trainer = reinforcement.trainer_class(ReinforcementRecipe())
+    real = trainer._generate_single_turn
+
+    def spied(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = real(self, *args, **kwargs)
+        turns.extend(made[0])
+        return made
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", spied)
+    fields = {**REINFORCEMENT, "model": str(tmp_path / "base"), "max_tokens": 60, "epochs": 1, "held_out": "0"}
+    made = steps(tmp_path / "store", ReinforcementRecipe, {**fields, "steps_per_epoch": 3})
+    assert len(made) == 3
+    ended = [turn for turn in turns if 258 in turn]
+    assert ended
+    assert all(turn.index(258) == len(turn) - 1 for turn in ended)
+    assert any(token < 200 for turn in turns for token in turn)
+
+
+def _rewritten(path: Path, value: Mapping[str, Any]) -> None:
+    path.unlink()
+    path.write_text(json.dumps(value))

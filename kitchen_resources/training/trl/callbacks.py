@@ -42,6 +42,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         self._on_step = on_step
         self._names = names
         self._rows: list[int] = []
+        self._trained_on: list[int] = []
         self._tokens = 0
         self._seconds = 0.0
         self._saved_at = time.monotonic()
@@ -53,6 +54,8 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """An optimiser step is done, and not yet logged or saved."""
         self._rows, self._trainer.step_rows = self._trainer.step_rows, []
+        # A step without rows of its own trains on what was sampled for those before.
+        self._trained_on = self._rows or self._trained_on
         self._tokens = self._trainer.tokens_of_step()
         self._seconds = time.perf_counter() - self._trainer.step_started
         control.should_log = True
@@ -71,7 +74,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             raise TrainingDiverged(
                 f"the {what} is {loss if what == 'loss' else norm} at learning rate {rate:g}; "
-                f"the rows of this step are {_some(self._rows)}",
+                f"the rows of this step are {_some(self._trained_on)}",
                 where=f"epoch {self._epoch}, step {state.global_step}",
                 fix="lower learning_rate, set max_grad_norm, or look at those rows; nothing of this epoch was published",
             )
