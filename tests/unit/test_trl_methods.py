@@ -99,9 +99,22 @@ def test_several_steps_on_one_batch_move_the_ratio_and_clip(tmp_path: Path) -> N
     assert max(step.extra["clip_fraction"] for step in reused) > 0
 
 
-def test_constant_groups_are_counted(tmp_path: Path) -> None:
+def test_constant_groups_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     letters.register()
-    # Without a letter there is no reward, whatever is written: every group is constant, and nothing moves.
+    shares: list[float] = []
+    trainer = reinforcement.trainer_class(ReinforcementRecipe())
+    real = trainer._generate_and_score_completions
+
+    def spied(self: Any, inputs: Any) -> Any:
+        output = real(self, inputs)
+        rewards = list(self._logs["rewards"]["_episode_reward"])[-16:]
+        pairs = list(zip(rewards[::2], rewards[1::2], strict=True))
+        shares.append(sum(one == other for one, other in pairs) / len(pairs))
+        assert all(output["advantages"].tolist()[2 * k] == 0 for k, (one, other) in enumerate(pairs) if one == other)
+        return output
+
+    monkeypatch.setattr(trainer, "_generate_and_score_completions", spied)
+    # One token is a small letter or not: of two answers to a problem both are often the same.
     fields = {
         **REINFORCEMENT,
         "environment": {"name": "letters", "args": {"turns": 1}},
@@ -109,8 +122,8 @@ def test_constant_groups_are_counted(tmp_path: Path) -> None:
         "held_out": "0",
     }
     made = steps(tmp_path, ReinforcementRecipe, {**fields, "epochs": 1, "group_size": 2, "groups_per_batch": 8})
-    assert any(step.extra["constant_groups"] > 0 for step in made)
-    assert all(0 <= step.extra["constant_groups"] <= 1 for step in made)
+    assert [step.extra["constant_groups"] for step in made] == pytest.approx(shares)
+    assert 0 < sum(shares) < len(shares)
 
 
 def test_the_loss_of_logits_is_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
