@@ -72,7 +72,12 @@ def test_every_field_is_either_owned_or_passed_on(method: str) -> None:
 def test_what_is_owned_names_a_field_of_the_recipe_or_a_reason(method: str) -> None:
     module, recipe = METHODS[method], type(RECIPES[method])
     assert {field.partition(".")[0] for field in module.OWNED_FIELDS.values()} <= set(recipe.model_fields)
-    assert set(module.OWNED) <= _fields(method) | {"generation_kwargs", "use_vllm", "loss_type", "router_aux_loss_coef"}
+    assert set(module.OWNED) <= _fields(method) | {
+        "generation_kwargs",
+        "use_vllm",
+        "loss_type",
+        "router_aux_loss_coef",
+    }
     assert set(module.OWNED_FIELDS) <= _fields(method)
     assert all(reason and not reason.endswith(".") for reason in module.OWNED.values())
 
