@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from kitchen_resources.telemetry.port import Event
+from kitchen_resources.telemetry.port import METHOD_METRICS, Event
 
 _PROGRESS_EVERY_S = 10.0
 
@@ -41,13 +41,13 @@ class ConsoleHandler:
             done, total = about["step"], about["total_steps"]
             left = (total - done) * values["duration_s"]
             return (
-                f"{recipe}: epoch {about['epoch']}, step {done}/{total} ({done / total:.0%})  loss {values['loss']:.4f}  "
+                f"{recipe}: epoch {about['epoch']}, step {done}/{total} ({done / total:.0%})  {_learned(values)}  "
                 f"lr {values['learning_rate']:.2e}  {values['tokens_per_second']:,.0f} tok/s  about {_span(left)} left"
             )
         if event.name == "training.epoch":
             self._last = time.monotonic()
             return (
-                f"{recipe}: epoch {about['epoch']} done, step {about['step']}  loss {values['loss']:.4f}  "
+                f"{recipe}: epoch {about['epoch']} done, step {about['step']}  {_learned(values)}  "
                 f"{values['tokens_per_second']:,.0f} tok/s  {_span(values['duration_s'])}"
             )
         if event.name == "training.checkpoint":
@@ -134,6 +134,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
+def _learned(values: Mapping[str, Any]) -> str:
+    """The loss, and what tells more in some methods: a policy's loss is about 0, however well it does."""
+    further = "".join(f"  {name} {values[name]:.4f}" for name in METHOD_METRICS if name in values)
+    return f"loss {values['loss']:.4f}{further}"
 
 
 def _span(seconds: float) -> str:

@@ -53,6 +53,10 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 """Event -> what it says, its measurements, its metadata. A name in angle brackets stands for any number of names."""
 
 
+METHOD_METRICS = ("reward", "accuracy", "kl")
+"""What steps and epochs of some methods are told by besides their loss."""
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened.

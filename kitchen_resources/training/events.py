@@ -8,6 +8,7 @@ from kitchen_resources.checkpoints.lease import Lease
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
 from kitchen_resources.launch import Launch
+from kitchen_resources.telemetry.port import METHOD_METRICS
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 
 
@@ -99,6 +100,7 @@ class PublishingEvents:
                 "tokens": metrics["tokens"],
                 "tokens_per_second": metrics["tokens_per_second"],
                 "duration_s": seconds,
+                **{name: metrics[name] for name in METHOD_METRICS if name in metrics},
             },
             self._about(checkpoint.global_step),
         )
