@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.registry.store import StoreRegistry
+
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parents[1]
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<marks>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -101,12 +104,37 @@ def test_the_readme_runs_from_top_to_bottom(checkout: Path) -> None:
             output = _run(["bash", "-euc", block.text], checkout)
             if "make demo" in block.text:
                 assert "right answers on 250 rows it has not seen" in output
+            if "-j reinforcement" in block.text:
+                _require_that_they_learned(checkout)
             ran += 1
         elif block.language == "python":
             output = _run([sys.executable, "-c", block.text], checkout)
             ran += 1
     assert ran == 13
     assert (checkout / "my_model" / "model.safetensors").is_file()
+
+
+def _require_that_they_learned(checkout: Path) -> None:
+    """The built-in recipes of the other methods: before and after, on rows that they haven't seen."""
+    registry = StoreRegistry(LocalBlobs(checkout / "dagster_home" / "kitchen_store"))
+
+    def measured(recipe: str, metric: str) -> tuple[float, float, int]:
+        version = registry.get(recipe, registry.alias(recipe, "candidate") or 0)
+        before, after = version.base_metrics[f"held_out/{metric}"], version.metrics[f"held_out/{metric}"]
+        assert before["n"] == after["n"]
+        return before["value"], after["value"], after["n"]
+
+    before, after, pairs = measured("preference", "accuracy")
+    assert (before, pairs) == (0.0, 120)
+    assert after > 0.9
+    before, after, games = measured("reinforcement", "reward")
+    assert before < 0.2
+    assert after > 0.8
+    assert games >= 100
+    before, after, _ = measured("distillation", "teacher_kl")
+    assert after <= before / 2
+    before, after, _ = measured("distillation", "exact_match")
+    assert after > before
 
 
 def test_only_make_test_is_left_out() -> None:
