@@ -16,7 +16,7 @@ from kitchen_resources.environments.rollouts import Dialogue, GroupRequest, Roll
 from kitchen_resources.errors import EvaluationError
 from kitchen_resources.evaluation.local import SAMPLES
 from kitchen_resources.evaluation.port import EvaluationResult, LoadedModel, Measure
-from kitchen_resources.evaluation.sampling import Sampler, Sampling
+from kitchen_resources.evaluation.sampling import Sampler, Sampling, longest_prompt
 from kitchen_resources.formulas.metrics import mean_interval, pass_at_k
 
 _BLOCK = -1
@@ -103,7 +103,7 @@ class EpisodesTask:
                 Sampler(model.model, self.sampling),
                 self.dialogue,
                 max_turns=self.max_turns,
-                max_context=_room(model.model, self.sampling.max_tokens),
+                max_context=longest_prompt(model.model, self.sampling.max_tokens),
             )
         self._require_few_failures(rollouts)
         groups = [rollouts[start : start + self.episodes] for start in range(0, len(rollouts), self.episodes)]
@@ -171,12 +171,6 @@ class EpisodesTask:
             }
             for problem, rollout in first[:SAMPLES]
         ]
-
-
-def _room(model: Any, max_tokens: int) -> int | None:
-    """The longest prompt behind which the model can write a whole turn; None when it takes prompts of any length."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return positions - max_tokens if isinstance(positions, int) else None
 
 
 def _counted(failures: Sequence[EnvironmentFailure]) -> str:

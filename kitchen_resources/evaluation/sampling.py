@@ -135,6 +135,12 @@ class _Draw:
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
 
+def longest_prompt(model: Any, max_tokens: int) -> int | None:
+    """Tokens of a prompt behind which the model can write a whole completion; None where its config has no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions - max_tokens if isinstance(positions, int) else None
+
+
 def _warpers(sampling: Sampling) -> list[Any]:
     """What transformers itself makes of these settings, in its order."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

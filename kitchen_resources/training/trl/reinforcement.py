@@ -8,6 +8,7 @@ from typing import Any
 from kitchen_resources.environments.pool import EnvironmentPool
 from kitchen_resources.environments.rollouts import GroupRequest, Rollout, episode_seed, run_groups
 from kitchen_resources.errors import EpisodesFailed
+from kitchen_resources.evaluation.sampling import longest_prompt
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.training.port import TrainingJob
@@ -184,7 +185,7 @@ class Setup(BaseSetup):
             lambda prompt_ids: trainer._generate_single_turn(prompt_ids, None, {}, recipe.group_size)[0],
             self._dialogue,
             max_turns=recipe.environment.max_turns,
-            max_context=_longest_prompt(trainer.model, recipe.max_tokens),
+            max_context=longest_prompt(trainer.model, recipe.max_tokens),
         )
         self._require_few_failures(rollouts)
         self._record(trainer, rollouts)
@@ -241,12 +242,6 @@ class Setup(BaseSetup):
 def _episode_reward(*, episode_reward: list[float | None], **others: Any) -> list[float | None]:
     """The reward of each episode; None for one that failed, whose advantage TRL then makes zero."""
     return episode_reward
-
-
-def _longest_prompt(model: Any, max_tokens: int) -> int | None:
-    """Tokens that the model takes, less those that a turn adds; None where its config doesn't say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length - max_tokens if isinstance(length, int) else None
 
 
 def _line(rollout: Rollout, epoch: int, draw: int) -> dict[str, Any]:
