@@ -3,7 +3,7 @@
 What all methods share is asked on a supervised job: see `test_trainer.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.embedded import write_model
+from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
@@ -36,6 +37,13 @@ OWN_ORDER = {"noop"}
 SMALL: Mapping[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 1.0e-3, "deterministic": True}
 ON_POLICY: Mapping[str, Any] = {**SMALL, "mode": "on_policy", "max_tokens": 4, "teacher": "TEACHER"}
 GAMES: Mapping[str, Any] = {**SMALL, "batch_size": 4, "kl_coef": 0.05}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def left_as_it_was() -> Iterator[None]:
+    """A session of TRL makes its whole process deterministic; in the product the stage around it takes that back."""
+    with preserved_numerics():
+        yield
 
 
 @dataclass(frozen=True)

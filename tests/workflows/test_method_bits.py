@@ -171,7 +171,6 @@ CASES = {
         },
         "supervised",
         {},
-        quick=True,
     ),
 }
 
