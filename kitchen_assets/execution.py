@@ -119,6 +119,8 @@ def _preflight_once(kitchen: StageContext, run_config: Mapping[str, Any], *, rea
 def _refuse_unread_config(kitchen: StageContext, run_config: Mapping[str, Any]) -> None:
     """Refuse overrides of another recipe that this run neither makes nor trains first: nobody would read them.
 
+    The Launchpad offers every recipe's config as it is written, which overrides nothing.
+
     Raises:
         ConfigError: There are some.
     """
@@ -127,7 +129,10 @@ def _refuse_unread_config(kitchen: StageContext, run_config: Mapping[str, Any]) 
     for name in launch.upstreams().values():
         recipe = name.partition("@")[0]
         given = run_config.get("resources", {}).get(recipe, {}).get("config")
-        if given and not kitchen.makes([recipe]) and recipe not in missing:
+        if not given or kitchen.makes([recipe]) or recipe in missing:
+            continue
+        launched = launch.upstream(recipe).recipe
+        if launched.model_dump() != type(launched)().model_dump():
             raise ConfigError(
                 f"recipe {recipe} isn't trained by this run, which takes the model that is registered",
                 where=f"resources.{recipe}.config",

@@ -226,6 +226,16 @@ def test_overrides_that_nobody_would_read_are_refused(bench: Bench, pair: Kitche
     assert registry(bench).versions("second") == []
 
 
+def test_the_config_that_the_launchpad_offers_overrides_nothing(bench: Bench, pair: Kitchen) -> None:
+    execute(bench, pair, "first")
+    offered = pair.definitions().resolve_job_def("second").resource_defs["first"].config_schema.default_value
+    assert (offered["seed"], offered["epochs"]) == (pair.recipes["first"].seed, pair.recipes["first"].epochs)
+    run_id = execute(bench, pair, "second", first=offered)
+    assert steps_of(bench, run_id) == {"second": 1}
+    with pytest.raises(KitchenFailure, match="recipe first isn't trained by this run"):
+        execute(bench, pair, "second", first={**offered, "seed": 8})
+
+
 # A run of both, trained.
 
 
