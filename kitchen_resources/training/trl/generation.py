@@ -29,7 +29,9 @@ def check_generation(recipe: ReinforcementRecipe) -> list[Problem]:
     for name, value in recipe.generation.options.items():
         path = f"generation.options.{name}"
         if name not in known or name in _OWNED:
-            problems.append((path, "vllm has no such option here", f"one of {', '.join(set(known) - set(_OWNED))}"))
+            problems.append(
+                (path, "vllm has no such option here", f"one of {', '.join(sorted(set(known) - set(_OWNED)))}")
+            )
             continue
         try:
             TypeAdapter(types[_PREFIX + name]).validate_python(value, strict=True)
