@@ -15,6 +15,7 @@ from kitchen_resources.evaluation.port import (
     Question,
     Task,
 )
+from kitchen_resources.evaluation.sampling import generate
 from kitchen_resources.evaluation.scorers import Scorer, find_scorer, wrong_options
 from kitchen_resources.formulas.metrics import mean_interval, wilson_interval
 from kitchen_resources.formulas.scoring import Score
@@ -153,28 +154,16 @@ def _score(scorer: Scorer, task: EvaluationTask, answers: Sequence[str]) -> list
 
 
 def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], task: EvaluationTask) -> list[str]:
-    import torch
-    from transformers import GenerationConfig
-
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[task.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    # Everything that a model's own generation_config.json could set otherwise is given.
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=task.max_tokens,
-        eos_token_id=list(task.stop_token_ids) or None,
+    output = generate(
+        model,
+        prompts,
+        max_tokens=task.max_tokens,
+        stop_token_ids=task.stop_token_ids,
         pad_token_id=task.pad_token_id,
-        repetition_penalty=1.0,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        stop_strings=list(task.stop_strings) or None,
+        stop_strings=task.stop_strings,
+        **({"tokenizer": tokenizer} if task.stop_strings else {}),
     )
-    extra = {"tokenizer": tokenizer} if task.stop_strings else {}
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **extra)
-    return [_cut(tokenizer, row[longest:].tolist(), task) for row in output]
+    return [_cut(tokenizer, tokens, task) for tokens in output]
 
 
 def _cut(tokenizer: Any, tokens: list[int], task: EvaluationTask) -> str:

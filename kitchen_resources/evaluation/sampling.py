@@ -80,33 +80,17 @@ class Sampler:
         return random.Random(digest_json([self._sampling.seed, self._asked[asked], asked]))
 
     def _generate(self, contexts: Sequence[Sequence[int]], generators: Sequence[random.Random]) -> list[list[int]]:
-        import torch
-        from transformers import GenerationConfig
-
-        sampling, device = self._sampling, self._model.device
-        longest = max(len(context) for context in contexts)
-        fill = [longest - len(context) for context in contexts]
-        ids = [[sampling.pad_token_id] * n + list(context) for n, context in zip(fill, contexts, strict=True)]
-        mask = [[0] * n + [1] * (longest - n) for n in fill]
-        # Greedy: what is drawn is left as the only choice.
-        settings = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=list(sampling.stop_token_ids) or None,
+        sampling = self._sampling
+        output = generate(
+            self._model,
+            contexts,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=sampling.stop_token_ids,
             pad_token_id=sampling.pad_token_id,
-            repetition_penalty=1.0,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-        )
-        output = self._model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=settings,
+            # What is drawn is left as the only choice.
             logits_processor=[_Draw(sampling, generators)] if sampling.temperature else [],
         )
-        return [self._cut(row[longest:].tolist()) for row in output]
+        return [self._cut(tokens) for tokens in output]
 
     def _cut(self, tokens: list[int]) -> list[int]:
         ends = [tokens.index(stop) for stop in self._sampling.stop_token_ids if stop in tokens]
@@ -133,6 +117,58 @@ class _Draw:
         below = torch.tensor(drawn, dtype=torch.float64, device=scores.device).unsqueeze(-1) * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, below, right=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def generate(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    stop_token_ids: Sequence[int],
+    pad_token_id: int,
+    stop_strings: Sequence[str] = (),
+    **others: Any,
+) -> list[list[int]]:
+    """The likeliest completion of each context, in one batch, whatever the model's own generation_config.json says.
+
+    Args:
+        model: The model, in evaluation mode.
+        contexts: Token ids.
+        max_tokens: Longest completion.
+        stop_token_ids: Where one ends.
+        pad_token_id: Filler of short rows.
+        stop_strings: Texts where one ends; they need `tokenizer`.
+        others: For `model.generate`.
+
+    Returns:
+        Token ids behind each context, with whatever the batch has behind their end.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    longest = max(len(context) for context in contexts)
+    fill = [longest - len(context) for context in contexts]
+    ids = [[pad_token_id] * n + list(context) for n, context in zip(fill, contexts, strict=True)]
+    mask = [[0] * n + [1] * (longest - n) for n in fill]
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(stop_token_ids) or None,
+        pad_token_id=pad_token_id,
+        repetition_penalty=1.0,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        stop_strings=list(stop_strings) or None,
+    )
+    output = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=settings,
+        **others,
+    )
+    return [row[longest:].tolist() for row in output]
 
 
 def longest_prompt(model: Any, max_tokens: int) -> int | None:

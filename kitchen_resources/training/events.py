@@ -1,7 +1,8 @@
-"""What a session reports, made durable: steps to telemetry, checkpoints to the store."""
+"""What a session reports, made durable: steps to telemetry, checkpoints to the store; and who is told of it."""
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.lease import Lease
@@ -10,6 +11,18 @@ from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
 from kitchen_resources.launch import Launch
 from kitchen_resources.telemetry.port import METHOD_METRICS
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
+
+
+class Observer(Protocol):
+    """Who wants to know what a run does, such as Dagster's log and event stream."""
+
+    def say(self, message: str) -> None:
+        """A sentence for a person."""
+        ...
+
+    def published(self, entry: CheckpointEntry) -> None:
+        """A checkpoint now exists."""
+        ...
 
 
 class PublishingEvents:

@@ -8,6 +8,7 @@ from typing import Any
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.launch import Launch
+from kitchen_resources.recipes.identity import changes
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,32 @@ def remember_run(launch: Launch, fingerprint: str, identity: Mapping[str, Any]) 
     launch.ports.blobs.put_if_absent(f"recipes/{launch.name}/runs/{fingerprint}.json", canonical_json(record))
 
 
-def newest_other_run(launch: Launch, fingerprint: str) -> KnownRun | None:
+def _newest_other_run(launch: Launch, fingerprint: str) -> KnownRun | None:
     """The newest run of the launch's recipe besides the one with this fingerprint."""
     others = [run for run in launch.known_runs() if run["fingerprint"] != fingerprint]
     return KnownRun(others[-1]["fingerprint"], others[-1]["identity"]) if others else None
+
+
+def moved_notes(launch: Launch, fingerprint: str, identity: Mapping[str, Any], *, steps: int) -> tuple[str, ...]:
+    """What a person should know before a new run: what moved since the last run of the recipe, and what that costs.
+
+    Args:
+        launch: The launch.
+        fingerprint: Of the new run.
+        identity: What the fingerprint is over.
+        steps: Optimiser steps that it trains.
+    """
+    before = _newest_other_run(launch, fingerprint)
+    if before is None:
+        return (f"run {fingerprint[:12]} is new",)
+    moved = "; ".join(changes(before.identity, identity))
+    notes = [f"run {fingerprint[:12]} is new; since run {before.fingerprint[:12]} moved: {moved}"]
+    if launch.recipe.continue_from is None and launch.checkpoints.head(before.fingerprint).entries():
+        notes.append(
+            f"it trains {steps} steps from the start; to go on from what is there instead, "
+            f"write continue_from: {before.fingerprint[:12]}"
+        )
+    return tuple(notes)
 
 
 class FailureMark:

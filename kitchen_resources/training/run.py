@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from kitchen_resources.blobs.derived import DerivedStore
 from kitchen_resources.blobs.workplace import remove_abandoned
@@ -26,28 +26,16 @@ from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
 from kitchen_resources.launch import Launch
-from kitchen_resources.recipes.identity import Identity, Start, changes, identify
+from kitchen_resources.recipes.identity import Identity, Start, identify
 from kitchen_resources.training.environment import as_started, drift, first_environment
-from kitchen_resources.training.events import PublishingEvents
-from kitchen_resources.training.history import FailureMark, newest_other_run, remember_run
+from kitchen_resources.training.events import Observer, PublishingEvents
+from kitchen_resources.training.history import FailureMark, moved_notes, remember_run
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.start import fetch_start, find_start
 
 _MOST_DAMAGED = 3
 """Checkpoints found damaged by one call after which it gives up: on a broken disk it would train for ever."""
-
-
-class Observer(Protocol):
-    """Who wants to know what a run does, such as Dagster's log and event stream."""
-
-    def say(self, message: str) -> None:
-        """A sentence for a person."""
-        ...
-
-    def published(self, entry: CheckpointEntry) -> None:
-        """A checkpoint now exists."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -456,17 +444,7 @@ class TrainingRun:
     def _notes(self, head: Head, missing: Sequence[int]) -> tuple[str, ...]:
         if head.checkpoints or not missing:
             return (f"run {self.fingerprint[:12]}: {len(missing)} of {self.plan.epochs} epochs are missing",)
-        before = newest_other_run(self._launch, self.fingerprint)
-        if before is None:
-            return (f"run {self.fingerprint[:12]} is new",)
-        moved = "; ".join(changes(before.identity, self.identity.value))
-        notes = [f"run {self.fingerprint[:12]} is new; since run {before.fingerprint[:12]} moved: {moved}"]
-        if self._recipe.continue_from is None and self._store.head(before.fingerprint).entries():
-            notes.append(
-                f"it trains {self.plan.total_steps} steps from the start; to go on from what is there instead, "
-                f"write continue_from: {before.fingerprint[:12]}"
-            )
-        return tuple(notes)
+        return moved_notes(self._launch, self.fingerprint, self.identity.value, steps=self.plan.total_steps)
 
     def _require_pinned(self) -> None:
         pinned = self._launch.read("run")

@@ -8,10 +8,11 @@ from kitchen_resources.evaluation.final import evaluate_final
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelVersion
 from kitchen_resources.registry.registering import register_model
+from kitchen_resources.training.events import Observer
 from kitchen_resources.training.exporting import export_checkpoint, note_model
 from kitchen_resources.training.preflight import PreflightReport, check_recipe, preflight
 from kitchen_resources.training.registered import find_version
-from kitchen_resources.training.run import Observer, TrainingRun
+from kitchen_resources.training.run import TrainingRun
 
 
 def missing_upstreams(launch: Launch) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The built-in environments that need a package: mathematics by math-verify, and the tasks of reasoning-gym."""
 
-import importlib.util
 import sys
 from typing import Any
 
@@ -12,14 +11,6 @@ from kitchen_resources.environments.pool import EnvironmentPool
 from kitchen_resources.environments.port import Action, EnvironmentFailure, EnvironmentSpec, StepResult
 from kitchen_resources.environments.reasoning_gym import ReasoningGym
 from kitchen_resources.errors import CapabilityError, ConfigError, DataError
-
-
-def needs(package: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} isn't installed")
-
-
-needs_math = needs("math_verify")
-needs_gym = needs("reasoning_gym")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +64,6 @@ def judged(answer: str, text: str, *, ended: bool = True, **args: Any) -> StepRe
     return episode.step(Action(text, ended))
 
 
-@needs_math
 @pytest.mark.parametrize(
     ("text", "ended", "reward", "solved"),
     [
@@ -90,7 +80,6 @@ def test_rewards_of_mathematics(text: str, ended: bool, reward: float, solved: b
     assert (told.reward, told.done, told.solved) == (reward, True, solved)
 
 
-@needs_math
 @pytest.mark.parametrize(
     ("answer", "given", "same"),
     [
@@ -113,14 +102,12 @@ def test_answers_are_the_same_by_what_they_mean(answer: str, given: str, same: b
     assert judged(answer, f"\\boxed{{{given}}}").solved is same
 
 
-@needs_math
 def test_the_question_says_where_the_answer_goes() -> None:
     (episode,) = BoxedMath().group({"problem": "2+2", "solution": "4"}, [0])
     content = r"2+2 Write your answer in \boxed{} format."
     assert episode.initial_observation() == [{"role": "user", "content": content}]
 
 
-@needs_math
 def test_own_problems_of_mathematics_are_solved_by_their_answers() -> None:
     builder = BoxedMath(count=40, seed=5)
     for problem in builder.problems():
@@ -128,7 +115,6 @@ def test_own_problems_of_mathematics_are_solved_by_their_answers() -> None:
         assert episode.step(Action(f"\\boxed{{{problem['answer']}}}")).reward == 1.0
 
 
-@needs_math
 def test_answers_that_take_for_ever_fail_in_time() -> None:
     """In a worker's time, not by the signals of math-verify: it waits as long as it is let."""
     spec = EnvironmentSpec("math")
@@ -144,7 +130,6 @@ def test_answers_that_take_for_ever_fail_in_time() -> None:
 # reasoning-gym.
 
 
-@needs_gym
 def test_a_task_is_asked_and_judged_by_its_own_verifier() -> None:
     spec = EnvironmentSpec("reasoning_gym", {"task": "basic_arithmetic", "count": 3, "seed": 1, "min_terms": 2})
     with EnvironmentPool(spec, workers=1, time_limit_s=60.0) as pool:
@@ -165,7 +150,6 @@ def test_a_task_is_asked_and_judged_by_its_own_verifier() -> None:
     assert 0.0 < third.reward < 1.0
 
 
-@needs_gym
 def test_answers_between_tags() -> None:
     builder = ReasoningGym("basic_arithmetic", count=1, answer_tags=True)
     (problem,) = builder.problems()
@@ -179,7 +163,6 @@ def test_answers_between_tags() -> None:
     assert (untagged.reward, untagged.metrics) == (0.0, {"readable": 0.0})
 
 
-@needs_gym
 def test_a_text_that_a_verifier_cannot_read_is_a_wrong_answer() -> None:
     builder = ReasoningGym("prime_factorization", count=1)
     (episode,) = builder.group(next(iter(builder.problems())), [0])
@@ -187,7 +170,6 @@ def test_a_text_that_a_verifier_cannot_read_is_a_wrong_answer() -> None:
     assert (told.reward, told.metrics) == (0.0, {"readable": 0.0})
 
 
-@needs_gym
 def test_composite_tasks_take_their_parts_as_mappings() -> None:
     parts = [{"name": name, "weight": 1.0, "config": {}} for name in ("basic_arithmetic", "leg_counting")]
     builder = ReasoningGym("composite", count=4, datasets=parts)
@@ -196,7 +178,6 @@ def test_composite_tasks_take_their_parts_as_mappings() -> None:
         assert episode.step(Action(problem["answer"])).reward == 1.0
 
 
-@needs_gym
 @pytest.mark.parametrize(
     ("args", "what", "fix"),
     [
@@ -213,7 +194,6 @@ def test_what_reasoning_gym_does_not_know_is_refused(args: dict[str, Any], what:
     assert refused.value.fix.startswith(fix)
 
 
-@needs_gym
 def test_problems_of_other_options_are_refused() -> None:
     problem = next(iter(ReasoningGym("leg_counting", seed=1).problems()))
     with pytest.raises(DataError, match="problem 0 of leg_counting asks something else by now"):

@@ -122,8 +122,13 @@ def test_a_reference_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
-def test_an_engine_that_is_not_installed_is_refused_with_its_extra() -> None:
+def test_an_engine_that_is_not_installed_is_refused_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+
+    def without_vllm(name: str, *args: Any) -> Any:
+        return None if name == "vllm" else found(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_vllm)
     launch = launch_of(ReinforcementRecipe, lambda: TrlTrainer(device="cpu"), generation={"engine": "vllm"})
     assert refused(launch, CapabilityError) == (
         "generation.engine: vllm: needs vllm, which isn't installed\n"
