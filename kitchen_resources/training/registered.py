@@ -38,10 +38,7 @@ def registered_base(
     """
     version = find_version(reference, registry, own=own)
     if version is None:
-        name = reference.removeprefix(REGISTERED)
-        raise ConfigError(
-            "has no registered model yet", where=f"recipe {name}", fix=f"run the job {name.partition('@')[0]} first"
-        )
+        raise no_version(reference, registry)
     where = f"{REGISTERED}{version.name}@{version.version}"
     if version.simulated:
         raise ConfigError("is simulated and has no weights", where=where, fix="train it with a real backend")
@@ -71,3 +68,35 @@ def find_version(
         return registry.get(name, int(which)) if int(which) in numbers else None
     number = registry.alias(name, which) if which else own(name) or registry.alias(name, CANDIDATE)
     return None if number is None else registry.get(name, number)
+
+
+def no_version(reference: str, registry: ModelRegistry, *, role: str = "", jobs: str = "") -> ConfigError:
+    """The error for a reference that names no version: what there is instead.
+
+    Args:
+        reference: As in `registered_base`.
+        registry: Where to look.
+        role: Recipe field that names it, where one does.
+        jobs: Further jobs that would make a first version, as part of a sentence.
+    """
+    named = reference.removeprefix(REGISTERED)
+    name, _, which = named.partition("@")
+    there = [version.version for version in registry.versions(name)]
+    if not there or not which:
+        what, fix = f"recipe {name} has no registered model yet", f"run the job {name} first" + jobs
+        if there:
+            what += ", only simulated ones"
+    elif which.isdigit():
+        what, fix = f"recipe {name} has no version {which}", f"name one that it has: {_listed(there)}"
+    else:
+        what = f"no version of recipe {name} is called {which}"
+        fix = f"move the alias {which} to one, or name one by its number: {_listed(there)}"
+    return ConfigError(what, where=f"{role}: {named}" if role else f"{REGISTERED}{named}", fix=fix)
+
+
+def _listed(numbers: list[int]) -> str:
+    """The newest few of them."""
+    newest = sorted(numbers)[-5:]
+    return ", ".join(f"@{number}" for number in newest) + (
+        f" (of {len(numbers)})" if len(numbers) > len(newest) else ""
+    )

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 
-from kitchen_resources.errors import ConfigError
 from kitchen_resources.evaluation.final import evaluate_final
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelVersion
@@ -11,7 +10,7 @@ from kitchen_resources.registry.registering import register_model
 from kitchen_resources.training.events import Observer
 from kitchen_resources.training.exporting import export_checkpoint, note_model
 from kitchen_resources.training.preflight import PreflightReport, check_recipe, preflight
-from kitchen_resources.training.registered import find_version
+from kitchen_resources.training.registered import find_version, no_version
 from kitchen_resources.training.run import TrainingRun
 
 
@@ -80,11 +79,8 @@ def require_known(launch: Launch, missing: Mapping[str, str]) -> None:
     for role, name in missing.items():
         recipe, _, which = name.partition("@")
         if launch.recipe.definition.upstream_missing != "train" or which:
-            raise ConfigError(
-                f"recipe {name} has no registered model yet",
-                where=f"{role}_from: {name}",
-                fix=f"run the job {recipe} first" + ("" if which else f", or the job {recipe}_then_{launch.name}"),
-            )
+            both = "" if which else f", or the job {recipe}_then_{launch.name}"
+            raise no_version(name, launch.ports.registry, role=f"{role}_from", jobs=both)
 
 
 def make_version(launch: Launch, observer: Observer) -> ModelVersion:

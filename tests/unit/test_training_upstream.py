@@ -71,7 +71,12 @@ def test_a_model_may_be_a_registered_one_of_any_recipe(rail: Rail) -> None:
     assert preflight(launch).backend == "pretending"
     with pytest.raises(ConfigError) as refused:
         _ = rail.launch("first", model="registry:first@7").base
-    assert str(refused.value) == "recipe first@7: has no registered model yet\n  fix: run the job first first"
+    assert str(refused.value) == ("registry:first@7: recipe first has no version 7\n  fix: name one that it has: @1")
+    with pytest.raises(ConfigError) as refused:
+        _ = rail.launch("first", model="registry:other").base
+    assert str(refused.value) == (
+        "registry:other: recipe other has no registered model yet\n  fix: run the job other first"
+    )
 
 
 def test_the_teacher_is_one_too(rail: Rail) -> None:
@@ -171,14 +176,22 @@ def test_without_a_version_it_is_refused_with_the_jobs_to_run(rail: Rail) -> Non
     assert list(rail.blobs.list("runs/")) == []
 
 
-@pytest.mark.parametrize("named", ["first@3", "first@production"])
-def test_a_version_that_no_training_could_bring_is_not_trained(rail: Rail, named: str) -> None:
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("first@3", "recipe first has no version 3\n  fix: name one that it has: @1"),
+        (
+            "first@production",
+            "no version of recipe first is called production\n"
+            "  fix: move the alias production to one, or name one by its number: @1",
+        ),
+    ],
+)
+def test_a_version_that_no_training_could_bring_is_not_trained(rail: Rail, named: str, said: str) -> None:
     rail.register("first")
     again(rail, "second", base_from=named, upstream_missing="train")
     runs = list(rail.blobs.list("runs/"))
-    assert refusal(rail, "second") == (
-        f"base_from: {named}: recipe {named} has no registered model yet\n  fix: run the job first first"
-    )
+    assert refusal(rail, "second") == f"base_from: {named}: {said}"
     assert list(rail.blobs.list("runs/")) == runs
 
 
@@ -186,7 +199,9 @@ def test_a_simulated_version_is_no_base(rail: Rail) -> None:
     simulated = rail.with_(trainer=NoopTrainer)
     assert simulated.register("first").simulated
     # It is no candidate, so nothing is found by the recipe's name.
-    assert refusal(rail, "second").startswith("base_from: first: recipe first has no registered model yet")
+    assert refusal(rail, "second").startswith(
+        "base_from: first: recipe first has no registered model yet, only simulated ones"
+    )
     with pytest.raises(ConfigError) as refused:
         _ = rail.launch("second", model="registry:first@1").base
     assert str(refused.value) == (
