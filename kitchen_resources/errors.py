@@ -44,7 +44,18 @@ class CheckpointError(KitchenError):
 
 
 class BlobError(KitchenError):
-    """The blob store refused or lost a read or a write."""
+    """The blob store refused or lost a read or a write.
+
+    Args:
+        what: As in KitchenError.
+        where: As in KitchenError.
+        fix: As in KitchenError.
+        retriable: Whether the store may well do the same later: it was away, or asked for patience.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", retriable: bool = False) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.mendable = retriable
 
 
 class LeaseLost(KitchenError):

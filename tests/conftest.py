@@ -2,11 +2,29 @@
 
 import gc
 import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.object_store import CREDENTIALS, ObjectStore, object_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-for _name in ("KITCHEN_STORE", "KITCHEN_RECIPES", "DAGSTER_HOME"):
+for _name in ("KITCHEN_STORE", "KITCHEN_RECIPES", "KITCHEN_SCRATCH", "DAGSTER_HOME"):
     os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]
+os.environ.update(CREDENTIALS)
 
 # With torch, transformers and dagster loaded, collections by Python's own thresholds were a tenth of all time.
 gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server, started once by the process that first needs it."""
+    folder = tmp_path_factory.mktemp("s3")
+    os.environ["KITCHEN_SCRATCH"] = str(folder / "scratch")
+    with object_store(folder / "server") as server:
+        yield server
+    del os.environ["KITCHEN_SCRATCH"]

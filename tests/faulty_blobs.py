@@ -80,6 +80,9 @@ class FaultyBlobs:
     def scratch(self) -> Path:
         return self.inner.scratch()
 
+    def link(self, key: str, seconds: int) -> str:
+        return self.inner.link(key, seconds)
+
     @property
     def uri(self) -> str:
         return self.inner.uri

@@ -27,7 +27,7 @@ from kitchen_resources.blobs.folders import (
     sync,
     sync_folders,
 )
-from kitchen_resources.blobs.port import Stored, check_key
+from kitchen_resources.blobs.port import Stored, check_key, is_key
 from kitchen_resources.blobs.temporary import READ_ONLY, TEMPORARY, copy_all, remove_leftovers, temporary_file
 from kitchen_resources.digests import digest_bytes
 from kitchen_resources.errors import BlobError, DiskFull
@@ -165,7 +165,7 @@ class LocalBlobs:
     def list(self, prefix: str) -> Iterator[str]:
         """As `BlobStore.list`."""
         *folders, start = prefix.split("/")
-        if not folders or _is_key("/".join(folders)):
+        if not folders or is_key("/".join(folders)):
             yield from self._keys(tuple(folders), start)
 
     def delete(self, key: str) -> bool:
@@ -197,6 +197,10 @@ class LocalBlobs:
         """As `BlobStore.scratch`: on the store's file system, so that `put_file` from it is a hard link."""
         with self._failures(self._root), make_folder(self._root, (_SCRATCH,)):
             return self._root / _SCRATCH
+
+    def link(self, key: str, seconds: int) -> str:
+        """As `BlobStore.link`: a `file:///…`, readable for whoever may read the folder."""
+        return self._place(key).path.as_uri()
 
     @property
     def uri(self) -> str:
@@ -274,7 +278,7 @@ class LocalBlobs:
                     for entry in entries
                     if entry.name.startswith(start)
                     and (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False))
-                    and _is_key("/".join((*folders, entry.name)))
+                    and is_key("/".join((*folders, entry.name)))
                 ]
         return tuple(sorted(names))
 
@@ -356,11 +360,3 @@ def _mode(name: str, folder: int) -> int:
         return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return 0
-
-
-def _is_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except BlobError:
-        return False
-    return True

@@ -101,6 +101,10 @@ class MemoryBlobs:
                 weakref.finalize(self, _remove, self._scratch, os.getpid())
             return self._scratch
 
+    def link(self, key: str, seconds: int) -> str:
+        """As `BlobStore.link`: there are none into a process's memory."""
+        raise BlobError("has no links", where=f"{self.uri}/{check_key(key)}", fix="use a local or an S3 store")
+
     @property
     def uri(self) -> str:
         """As `BlobStore.uri`; the number tells apart the stores of one process."""

@@ -74,7 +74,7 @@ class BlobStore(Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys that start with `prefix`, in sorted order; none for a prefix that no key can start with.
+        """The keys that start with `prefix`, each once, in the order of the store; none where no key can start so.
 
         Keys that are created or deleted meanwhile may be there or not.
         """
@@ -96,6 +96,18 @@ class BlobStore(Protocol):
         """A local folder for work in progress, on the store's file system where it has one. It exists."""
         ...
 
+    def link(self, key: str, seconds: int) -> str:
+        """A URL by which whoever has it can read an object for a while: presigned, or `file:///…` on a local disk.
+
+        Args:
+            key: The object, which needn't be there.
+            seconds: How long it can be read, where the link itself grants that.
+
+        Raises:
+            BlobError: The store has no links.
+        """
+        ...
+
     @property
     def uri(self) -> str:
         """Where the store is, for people: `file:///…`, `s3://bucket/prefix`, `memory://…`."""
@@ -115,3 +127,17 @@ def check_key(key: str) -> str:
             fix="name the object by its digest or another plain name",
         )
     return key
+
+
+def is_key(key: str) -> bool:
+    """Whether a key is valid."""
+    try:
+        check_key(key)
+    except BlobError:
+        return False
+    return True
+
+
+def may_start_key(prefix: str) -> bool:
+    """Whether a valid key can start with a prefix, which may be empty."""
+    return not prefix or is_key(f"{prefix}x" if prefix.endswith("/") else prefix)

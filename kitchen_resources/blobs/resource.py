@@ -34,6 +34,30 @@ class LocalStore(dg.Config):
         return open_store(self.path)
 
 
+class S3Store(dg.Config):
+    """A bucket of AWS S3, or of a service that speaks its protocol. Credentials are those that boto3 finds."""
+
+    kind: Literal["s3"] = "s3"
+    bucket: str = Field(description="Name of the bucket, which is there already.")
+    prefix: str = Field(default="", description="What the keys of the store start with.")
+    endpoint_url: str = Field(
+        default="",
+        description="Service other than AWS; one that isn't on this machine must be listed in KITCHEN_ALLOWED_ENDPOINTS.",
+    )
+    region_name: str = Field(default="", description="Region of the bucket; empty for that of boto3's settings.")
+    kms_key_id: str = Field(
+        default="", description="Key of AWS KMS that objects are encrypted with; empty for the bucket's default."
+    )
+    max_attempts: int = Field(default=6, ge=1, description="Requests made for one call at most.")
+    timeout_s: float = Field(default=30.0, gt=0, description="How long the service may keep silent, in seconds.")
+
+    def open(self) -> BlobStore:
+        """The store."""
+        from kitchen_resources.blobs.s3_store import open_bucket
+
+        return open_bucket(**self.model_dump(exclude={"kind"}))
+
+
 class MemoryStore(dg.Config):
     """This process's memory; gone when it ends. For tests."""
 
@@ -48,7 +72,7 @@ class MemoryStore(dg.Config):
 class BlobsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The store of checkpoints, data, models and the registry."""
 
-    store: Union[DefaultStore, LocalStore, MemoryStore] = Field(
+    store: Union[DefaultStore, LocalStore, S3Store, MemoryStore] = Field(
         default_factory=DefaultStore, discriminator="kind", description="Where the store is."
     )
 
@@ -84,7 +108,7 @@ def store_is_chosen() -> bool:
 
 
 def open_store(place: str) -> BlobStore:
-    """Open a store by its place: a folder, or `memory://name`.
+    """Open a store by its place: a folder, `s3://bucket/prefix`, or `memory://name`.
 
     Raises:
         ConfigError: It is of a kind that isn't known.
@@ -94,11 +118,15 @@ def open_store(place: str) -> BlobStore:
         from kitchen_resources.blobs.memory import MemoryBlobs
 
         return _memories.setdefault(place, MemoryBlobs())
+    if place.startswith("s3://"):
+        from kitchen_resources.blobs.s3_store import open_uri
+
+        return open_uri(place)
     if "://" in place and not place.startswith("file://"):
         raise ConfigError(
             f"stores of the kind {place.split('://')[0]}:// aren't known",
             where="KITCHEN_STORE",
-            fix="name a folder on a local disk",
+            fix="name a folder on a local disk, or s3://bucket/prefix",
         )
     from kitchen_resources.blobs.local import LocalBlobs
 
