@@ -87,7 +87,13 @@ def open_uri(uri: str) -> BlobStore:
     if unknown or parts.fragment or "@" in parts.netloc:
         what = f"has no setting {unknown[0]!r}" if unknown else "has a part that isn't known"
         raise ConfigError(what, where="s3://…", fix=f"s3://bucket/prefix?… with {', '.join(_SETTINGS)}")
-    return open_bucket(parts.netloc, parts.path, **settings)
+    return open_bucket(
+        parts.netloc,
+        parts.path,
+        endpoint_url=settings.get("endpoint_url", ""),
+        region_name=settings.get("region_name", ""),
+        kms_key_id=settings.get("kms_key_id", ""),
+    )
 
 
 def scratch_root() -> Path:
