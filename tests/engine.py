@@ -123,6 +123,9 @@ class _HookedEvents:
     def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
         return self.events.checkpoint(draft)
 
+    def stopping(self, *, exact: bool) -> bool:
+        return self.events.stopping(exact=exact)
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         return self.events.earlier_rows()
 

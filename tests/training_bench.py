@@ -103,6 +103,9 @@ class Shelf:
         )
         return self.checkpoints[draft.global_step]
 
+    def stopping(self, *, exact: bool) -> bool:
+        return False
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         draft = self.drafts.get(self.parent)
         return [] if draft is None or draft.epoch_complete else draft.row_ids

@@ -11,6 +11,7 @@ from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
 from kitchen_resources.launch import Launch
 from kitchen_resources.telemetry.port import METHOD_METRICS
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
+from kitchen_resources.training.stopping import StopRequest
 
 
 class Observer(Protocol):
@@ -36,6 +37,8 @@ class PublishingEvents:
         inside: The parent's manifest when it lies inside this epoch.
         epoch: From 1.
         published: Told of each checkpoint.
+        stop: Whether somebody asked for the run to stop.
+        say: Tells a person.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class PublishingEvents:
         inside: Manifest | None,
         epoch: int,
         published: Callable[[CheckpointEntry, LocalCheckpoint], None],
+        stop: StopRequest,
+        say: Callable[[str], None],
     ) -> None:
         self._launch = launch
         self._lease = lease
@@ -55,6 +60,8 @@ class PublishingEvents:
         self._parent = parent.state_digest if parent else ""
         self._epoch = epoch
         self._published = published
+        self._stop = stop
+        self._say = say
         self._inside = inside
 
     def step(self, metrics: StepMetrics) -> None:
@@ -76,8 +83,19 @@ class PublishingEvents:
             {**self._about(metrics.global_step), "total_steps": metrics.total_steps},
         )
 
+    def stopping(self, *, exact: bool) -> bool:
+        """See `TrainingEvents.stopping`."""
+        if not self._stop.asked:
+            return False
+        if not exact:
+            self._say("stopped on request; the next run goes on from the last published checkpoint")
+            self._stop.stop()
+        self._stop.take_time()
+        return True
+
     def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
         """See `TrainingEvents.checkpoint`."""
+        self._stop.take_time()
         started = time.monotonic()
         entry = self._launch.checkpoints.publish(self._lease, draft, self._record, self._parent)
         local = local_checkpoint(draft.folder, draft, entry)
@@ -88,6 +106,9 @@ class PublishingEvents:
             {**self._about(draft.global_step), "state_digest": entry.state_digest},
         )
         self._published(entry, local)
+        if self._stop.asked:
+            self._say(f"stopped on request at step {entry.step}, which is published; the next run goes on from there")
+            self._stop.stop()
         return local
 
     def earlier_rows(self) -> Sequence[Sequence[int]]:

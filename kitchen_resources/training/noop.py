@@ -106,7 +106,8 @@ class NoopSession:
             events.step(steps[-1])
             done += 1
             every = job.recipe.checkpoint_steps
-            if step == plan.last_step(epoch) or (every and step % every == 0):
+            due = step == plan.last_step(epoch) or bool(every and step % every == 0)
+            if due or events.stopping(exact=job.recipe.draws(1) is None):
                 checkpoint = events.checkpoint(self._draft(epoch, step, state, rows, steps))
         if checkpoint is None:
             raise CapabilityError("has nothing left to do in this epoch", where=f"epoch {epoch}")

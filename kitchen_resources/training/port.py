@@ -28,7 +28,8 @@ class Capabilities:
         backend: Name of the adapter.
         methods: Methods it trains.
         resume: `exact`: the same bits as without a break; `state`: weights and optimiser come back; `none`.
-        step_checkpoints: Methods in which a checkpoint inside an epoch resumes as exactly as one at its end.
+        step_checkpoints: Methods in which a checkpoint inside an epoch resumes as exactly as one at its end, where an
+            epoch is a pass over the rows.
         fractional_weights: Whether tokens may weigh other than 0 and 1 in the loss.
         adapters: Whether it trains LoRA, and whether it trains the whole model.
         quantization: Bit widths it loads a frozen base in.
@@ -44,6 +45,10 @@ class Capabilities:
     full: bool = True
     quantization: frozenset[str] = frozenset({"none"})
     simulated: bool = False
+
+    def is_exact_inside(self, recipe: Recipe) -> bool:
+        """Whether a run can go on exactly from inside an epoch; not from inside a block of samples, which aren't kept."""
+        return recipe.method in self.step_checkpoints and recipe.draws(1) is None
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,16 @@ class TrainingEvents(Protocol):
         """An optimiser step is done. Raises `LeaseLost` when another process took the run over."""
         ...
 
+    def stopping(self, *, exact: bool) -> bool:
+        """Asked after each step that no checkpoint follows: whether to publish one now, because the run is to stop.
+
+        Args:
+            exact: Whether a run can go on exactly from here. If not, this raises what ends the run.
+        """
+        ...
+
     def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
-        """Publish a checkpoint; returns it as it now stands in the store."""
+        """Publish a checkpoint; returns it as it now stands in the store, or raises where the run is to stop."""
         ...
 
     def earlier_rows(self) -> Sequence[Sequence[int]]:

@@ -171,11 +171,14 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
             f"doesn't train {recipe.method}", where=backend, fix=f"it trains {methods}; choose another backend"
         )
     steps = recipe.checkpoint_steps is not None or recipe.checkpoint_minutes is not None
-    if steps and recipe.method not in capabilities.step_checkpoints:
+    if steps and not capabilities.is_exact_inside(recipe):
+        sampled = recipe.draws(1) is not None
         raise CapabilityError(
-            f"can't resume {recipe.method} exactly from inside an epoch",
+            f"can't resume {recipe.method} exactly from inside an epoch"
+            + (": what it has sampled for a block isn't part of a checkpoint" if sampled else ""),
             where=backend,
-            fix="remove checkpoint_steps and checkpoint_minutes",
+            fix="remove checkpoint_steps and checkpoint_minutes"
+            + ("; shorter epochs are saved as often" if sampled else ""),
         )
     if recipe.lora is not None and not capabilities.lora:
         raise CapabilityError("doesn't train a LoRA", where=backend, fix="lora: null")

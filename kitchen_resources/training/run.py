@@ -33,6 +33,7 @@ from kitchen_resources.training.history import FailureMark, moved_notes, remembe
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.start import fetch_start, find_start
+from kitchen_resources.training.stopping import StopRequest
 
 _MOST_DAMAGED = 3
 """Checkpoints found damaged by one call after which it gives up: on a broken disk it would train for ever."""
@@ -76,6 +77,7 @@ class TrainingRun:
         self._observer = observer
         self._recipe = launch.recipe
         self._store = launch.checkpoints
+        self._stop = StopRequest()
 
     # What the run is.
 
@@ -267,10 +269,13 @@ class TrainingRun:
             inside=self._manifest_inside(lease, parent, epoch),
             epoch=epoch,
             published=lambda entry, checkpoint: self._on_published(lease, entry, checkpoint),
+            stop=self._stop,
+            say=self._observer.say,
         )
         session = trainer.session(job)
         started = time.monotonic()
-        result = session.train_epoch(epoch, parent, events)
+        with self._stop.listening():
+            result = session.train_epoch(epoch, parent, events)
         trainer.keep(result.checkpoint, lease.token)
         events.epoch_done(result.checkpoint, time.monotonic() - started)
         return result.steps_done

@@ -30,7 +30,7 @@ class TrlTrainer:
             backend="trl",
             methods=frozenset({"supervised", "preference", "reinforcement", "distillation"}),
             resume="exact",
-            step_checkpoints=frozenset({"supervised", "preference"}),
+            step_checkpoints=frozenset({"supervised", "preference", "distillation"}),
             quantization=frozenset({"none", "8bit", "4bit"}),
         )
 
@@ -93,7 +93,7 @@ class TrlTrainer:
         """See `Trainer.open`."""
         from kitchen_resources.training.trl.session import TrlSession
 
-        return TrlSession(job)
+        return TrlSession(job, exact_inside=self.capabilities().is_exact_inside(job.recipe))
 
 
 def _config(folder: Path) -> Any:

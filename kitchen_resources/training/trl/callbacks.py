@@ -33,6 +33,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         plan: TrainingPlan,
         epoch: int,
         on_step: Callable[[StepMetrics, list[int]], None],
+        stopping: Callable[[], bool],
         names: Mapping[str, str],
     ) -> None:
         self._trainer = trainer
@@ -40,6 +41,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         self._plan = plan
         self._epoch = epoch
         self._on_step = on_step
+        self._stopping = stopping
         self._names = names
         self._rows: list[int] = []
         self._trained_on: list[int] = []
@@ -59,7 +61,8 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         self._tokens = self._trainer.tokens_of_step()
         self._seconds = time.perf_counter() - self._trainer.step_started
         control.should_log = True
-        if self._is_due(state.global_step) and state.global_step < self._plan.last_step(self._epoch):
+        inside = state.global_step < self._plan.last_step(self._epoch)
+        if inside and (self._is_due(state.global_step) or self._stopping()):
             control.should_save = True
             self._saved_at = time.monotonic()
         return control

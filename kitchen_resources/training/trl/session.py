@@ -40,14 +40,20 @@ METHODS: Mapping[str, Any] = {
 
 
 class TrlSession:
-    """See the module. What it keeps between epochs is no state: imports, and the prepared rows."""
+    """See the module. What it keeps between epochs is no state: imports, and the prepared rows.
 
-    def __init__(self, job: TrainingJob) -> None:
+    Args:
+        job: What to train.
+        exact_inside: Whether a run can go on exactly from inside an epoch.
+    """
+
+    def __init__(self, job: TrainingJob, *, exact_inside: bool) -> None:
         import datasets
         import torch
         import transformers
 
         self._job = job
+        self._exact_inside = exact_inside
         self._method = METHODS[job.recipe.method]
         self._threads = torch.get_num_threads()
         torch.set_num_threads(job.resolution.threads)
@@ -63,7 +69,7 @@ class TrlSession:
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`."""
-        attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch))
+        attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch), exact_inside=self._exact_inside)
         folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
             with quiet_libraries(), _errors_named(self._job, epoch), _trainer_freed():
@@ -125,7 +131,9 @@ class TrlSession:
         self._setup.attach(trainer, epoch)
         trainer.adopt(job.recipe, job.plan, self._row_column, attempt.save)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step, self._method.METRICS))
+        trainer.add_callback(
+            EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step, attempt.stopping, self._method.METRICS)
+        )
         return trainer
 
     def _expected_rows(self, epoch: int) -> list[list[int]]:
@@ -139,8 +147,11 @@ class TrlSession:
 class _EpochAttempt:
     """What one call of `train_epoch` has received, done and published."""
 
-    def __init__(self, job: TrainingJob, epoch: int, events: TrainingEvents, expected: list[list[int]]) -> None:
+    def __init__(
+        self, job: TrainingJob, epoch: int, events: TrainingEvents, expected: list[list[int]], *, exact_inside: bool
+    ) -> None:
         self._job = job
+        self._exact_inside = exact_inside
         self._epoch = epoch
         self._events = events
         self._expected = expected
@@ -158,6 +169,10 @@ class _EpochAttempt:
         self.steps_done += 1
         self._require_planned_rows(metrics.global_step)
         self._events.step(metrics)
+
+    def stopping(self) -> bool:
+        """Whether the step that has just ended is to be saved, because the run is to stop."""
+        return self._events.stopping(exact=self._exact_inside)
 
     def save(self, saved: SavedState) -> None:
         """A checkpoint's files are written."""
