@@ -101,6 +101,8 @@ def run(
 
     Raises:
         KitchenError: Of the kind that stopped the run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM did. The step under way is done then, and published where a run can go on
+            from it exactly; a second Ctrl-C ends it at once.
     """
     started = time.monotonic()
     kitchen, recipe, run_config = _prepare(target, config, resources)
@@ -120,6 +122,9 @@ def run(
             )
         except KitchenFailure as failure:
             raise failure.error from None
+        except dg.DagsterExecutionInterruptedError:
+            # What Python programs expect of Ctrl-C.
+            raise KeyboardInterrupt from None
         except dg.DagsterError as error:
             raise _failed_checks(used, run_id) or error from None
         with _launch(kitchen, recipe, run_config, run_id=run_id) as launch:

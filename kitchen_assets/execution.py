@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
+from kitchen_assets.canceling import canceled_by_interrupts
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_resources.errors import ConfigError, KitchenError
@@ -49,6 +50,32 @@ def run_stage(
     Raises:
         dagster.Failure: With the kitchen's message, caused by the kitchen's error.
     """
+    with canceled_by_interrupts(context.instance, context.run.run_id):
+        return _run_stage(
+            context,
+            recipe_name,
+            partitions,
+            workflow,
+            stage,
+            is_last=is_last,
+            needs_preflight=needs_preflight,
+            reads_models=reads_models,
+            work=work,
+        )
+
+
+def _run_stage(
+    context: Any,
+    recipe_name: str,
+    partitions: str,
+    workflow: str,
+    stage: str,
+    *,
+    is_last: bool,
+    needs_preflight: bool,
+    reads_models: bool,
+    work: Callable[[StageContext], T],
+) -> T:
     try:
         refuse_environment(context.run.run_config)
         kitchen = stage_context(context, recipe_name, partitions)

@@ -8,6 +8,8 @@ from typing import Any
 
 import dagster as dg
 
+from kitchen_assets.canceling import canceled_by_interrupts
+
 _base = dg.multi_or_in_process_executor
 
 
@@ -24,4 +26,23 @@ def kitchen_executor(init_context: Any) -> Any:
     """Dagster's own executors, with the in-process one as the default."""
     create = _base.executor_creation_fn
     assert create is not None
-    return create(init_context)
+    return _Cancelable(create(init_context))
+
+
+class _Cancelable(dg.Executor):
+    """An executor whose runs end as canceled when they are interrupted between two steps, too."""
+
+    def __init__(self, executor: dg.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def retries(self) -> Any:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> Any:
+        return self._executor.step_dependency_config
+
+    def execute(self, plan_context: Any, execution_plan: Any) -> Any:
+        with canceled_by_interrupts(plan_context.instance, plan_context.run_id):
+            yield from self._executor.execute(plan_context, execution_plan)

@@ -40,8 +40,10 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        # What the process ignores, as one in the background does Ctrl-C, isn't meant for it.
+        self._before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+        for number in self._before:
             signal.signal(number, self._heard)
         try:
             yield
