@@ -1,7 +1,7 @@
 """The few parts of Dagster's API used here that it still calls beta; the version is pinned, and tests cover them."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -24,3 +24,20 @@ def versioned_output(data_version: str, metadata: Mapping[str, Any]) -> dg.Outpu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.Output(None, metadata=dict(metadata), data_version=dg.DataVersion(data_version))
+
+
+class _RunningSensor(dg.SensorDefinition):
+    def with_attributes(self, **changes: Any) -> dg.SensorDefinition:
+        """As Dagster calls it to bind resources to the sensor's jobs; it passes an empty list of owners, which is beta."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            return super().with_attributes(**changes)
+
+
+def running_sensor(**declared: Any) -> Callable[[Callable[..., Any]], dg.SensorDefinition]:
+    """A sensor that is on from the start; otherwise as `dagster.sensor`."""
+
+    def make(look: Callable[..., Any]) -> dg.SensorDefinition:
+        return _RunningSensor(evaluation_fn=look, default_status=dg.DefaultSensorStatus.RUNNING, **declared)
+
+    return make

@@ -8,9 +8,10 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import code_references, versioned_output
-from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, Workflow
+from kitchen_assets.composition import CheckOutcome, CheckpointJob, ExternalStage, Gate, Loop, Stage, Workflow
 from kitchen_assets.context import resource_keys
 from kitchen_assets.execution import run_stage
+from kitchen_assets.tags import BACKEND, KIND, RECIPE, WORKFLOW
 from kitchen_resources.recipes.recipe import Recipe
 
 
@@ -74,6 +75,30 @@ class RecipeAssets:
             )
         return jobs
 
+    def checkpoint_jobs(self) -> list[dg.JobDefinition]:
+        """A job for each thing that can be done with one of the recipe's checkpoints."""
+        return [self._checkpoint_job(job) for job in self.workflow.checkpoint_jobs]
+
+    def _checkpoint_job(self, job: CheckpointJob) -> dg.JobDefinition:
+        @dg.op(
+            name=f"{self.name}__{job.name}",
+            required_resource_keys=self._keys,
+            description=job.description,
+            config_schema={"checkpoint": dg.Field(str, description="Key of its partition: 3f2a91c04b77/000000400")},
+            out=dg.Out(dg.Nothing),
+        )
+        def work(context: dg.OpExecutionContext) -> Any:
+            found = self._run(
+                context, job.name, lambda kitchen: job.execute(kitchen, context.op_config["checkpoint"])
+            )
+            yield dg.Output(None, metadata=dict(found))
+
+        @dg.job(name=f"{self.name}_{job.name}", description=job.description, tags=self._tags("evaluation"))
+        def compiled() -> None:
+            work()
+
+        return compiled
+
     def chain(self) -> list[Any]:
         """A job for each recipe that this one reads the model of: it runs that one and then this, in one run."""
         return [
@@ -81,7 +106,7 @@ class RecipeAssets:
                 f"{name}_then_{self.name}",
                 selection=self._chained(name),
                 description=f"Runs {name} to its registered model, and {self.name} from that.",
-                tags={**self._tags("training"), "kitchen/recipe": self.name},
+                tags={**self._tags("training"), RECIPE: self.name},
             )
             for name in read_recipes(self.recipe, chained=True)
         ]
@@ -260,7 +285,8 @@ class RecipeAssets:
             self.workflow.name,
             name,
             is_last=name == self._last_stage(context),
-            needs_preflight=name not in {step.name for step in self.workflow.promotion},
+            needs_preflight=name
+            not in {step.name for step in (*self.workflow.promotion, *self.workflow.checkpoint_jobs)},
             reads_models=reads_models,
             work=work,
         )
@@ -282,12 +308,12 @@ class RecipeAssets:
 
     def _tags(self, kind: str) -> dict[str, str]:
         return {
-            "kitchen/recipe": self.name,
-            "kitchen/workflow": self.workflow.name,
-            "kitchen/kind": kind,
+            RECIPE: self.name,
+            WORKFLOW: self.workflow.name,
+            KIND: kind,
             # The default backend of this location; a launch that chooses another says so by this tag, on which
             # the instance's run limits act.
-            **({"kitchen/backend": "trl"} if kind == "training" else {}),
+            **({BACKEND: "trl"} if kind == "training" else {}),
             # Re-execution starts at the plan, which asks the store what is missing.
             "dagster/retry_strategy": "ALL_STEPS",
             **dict(self.recipe.definition.tags),

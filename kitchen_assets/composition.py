@@ -151,6 +151,21 @@ class Gate:
     description: str
 
 
+@dataclass(frozen=True)
+class CheckpointJob:
+    """Something to do with one checkpoint of a run, as a job `<recipe>_<name>` of its own.
+
+    Attributes:
+        name: Name of the job, after the recipe's.
+        execute: Does it; gets the checkpoint's partition key.
+        description: What it does; markdown.
+    """
+
+    name: str
+    execute: Callable[[StageContext, str], Mapping[str, Any]]
+    description: str
+
+
 Step = Stage | ExternalStage | Loop
 
 
@@ -164,6 +179,7 @@ class Workflow:
         description: What it does; markdown.
         stages: In order; each needs the one before it unless it says otherwise.
         promotion: The gate and the stages of the job `<recipe>_promote`.
+        checkpoint_jobs: What can be done with one checkpoint.
     """
 
     name: str
@@ -171,6 +187,7 @@ class Workflow:
     description: str
     stages: Sequence[Step]
     promotion: Sequence[Gate | Stage] = ()
+    checkpoint_jobs: Sequence[CheckpointJob] = ()
 
 
 def stage(

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from kitchen_assets.tags import RESUME_OF
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.names import RESOURCE_KEYS
@@ -68,7 +69,8 @@ class StageContext:
 def stage_context(context: Any, recipe_name: str, partitions: str) -> StageContext:
     """The context of a stage, from a Dagster op or asset context."""
     run = context.run
-    launch = open_launch(context.resources, recipe_name, run_id=run.run_id, root_id=run.root_run_id or run.run_id)
+    root = run.tags.get(RESUME_OF) or run.root_run_id or run.run_id
+    launch = open_launch(context.resources, recipe_name, run_id=run.run_id, root_id=root)
     return StageContext(context, launch, partitions)
 
 

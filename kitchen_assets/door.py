@@ -15,6 +15,7 @@ from kitchen_assets.context import open_launch
 from kitchen_assets.execution import KitchenFailure
 from kitchen_assets.kitchen import Kitchen, built_in, default_resources, upstream_recipes
 from kitchen_assets.quiet import undisturbed
+from kitchen_assets.recovery import worker_tag
 from kitchen_assets.results import RunResult, collect
 from kitchen_resources.blobs.resource import default_store, store_is_chosen
 from kitchen_resources.errors import ConfigError, DataError
@@ -118,7 +119,10 @@ def run(
     with undisturbed(), _instance(instance) as used:
         try:
             job.execute_in_process(
-                run_config={**run_config, **quiet}, instance=used, run_id=run_id, tags=dict(tags or {})
+                run_config={**run_config, **quiet},
+                instance=used,
+                run_id=run_id,
+                tags={**(tags or {}), **worker_tag(run_id)},
             )
         except KitchenFailure as failure:
             raise failure.error from None

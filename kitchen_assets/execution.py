@@ -10,15 +10,12 @@ import dagster as dg
 from kitchen_assets.canceling import canceled_by_interrupts
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
+from kitchen_assets.tags import BACKEND, ERROR, MENDABLE, RECIPE, REFUSED
 from kitchen_resources.errors import ConfigError, KitchenError
 from kitchen_resources.training.preflight import check_recipe, preflight
 from kitchen_resources.training.upstream import missing_upstreams, require_known, require_upstreams
 
 T = TypeVar("T")
-
-REFUSED = "kitchen/refused"
-ERROR = "kitchen/error"
-MENDABLE = "kitchen/mendable"
 
 
 def run_stage(
@@ -135,11 +132,12 @@ def _preflight_once(kitchen: StageContext, run_config: Mapping[str, Any], *, rea
         require_upstreams(kitchen.launch, _Sayer(kitchen))
         report = preflight(kitchen.launch)
     except KitchenError as error:
-        kitchen.tag({REFUSED: type(error).__name__})
+        if not error.mendable:
+            kitchen.tag({REFUSED: type(error).__name__})
         raise
     for line in report.lines():
         kitchen.say(line)
-    kitchen.tag({"kitchen/recipe": kitchen.name, "kitchen/backend": report.backend})
+    kitchen.tag({RECIPE: kitchen.name, BACKEND: report.backend})
     kitchen.launch.write("preflight", {"run": kitchen.run_id})
 
 

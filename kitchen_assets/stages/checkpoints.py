@@ -9,6 +9,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.tables import loss_plot, markdown_table
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.manifest import Manifest
+from kitchen_resources.digests import digest_json
 
 checkpoints = ExternalStage(
     name="checkpoints",
@@ -16,6 +17,15 @@ checkpoints = ExternalStage(
     "goes; the store says which exist, and this is its picture.",
     group="checkpoints",
     kinds=frozenset({"pytorch", "safetensors"}),
+)
+
+
+checkpoint_evaluation = ExternalStage(
+    name="checkpoint_evaluation",
+    description="What was measured of the checkpoints, by fingerprint and step: at the ends of epochs while training, and "
+    "by the job `<recipe>_evaluate_checkpoint`.",
+    group="evaluation",
+    kinds=frozenset({"python"}),
 )
 
 
@@ -56,6 +66,19 @@ class CheckpointEvents:
         for entry in head.entries():
             if partition_key(fingerprint, entry.step) not in known:
                 self._report(self._kitchen.launch.checkpoints.manifest(entry), entry)
+
+    def report_evaluations(self, fingerprint: str, head: Head) -> None:
+        """Report what was measured of the run's checkpoints and the event log doesn't have yet."""
+        kitchen = self._kitchen
+        key = dg.AssetKey([kitchen.name, "checkpoint_evaluation"])
+        evaluated = {partition_key(fingerprint, entry.step): entry for entry in head.entries() if entry.evaluations}
+        if not evaluated:
+            return
+        known = kitchen.instance.get_materialized_partitions(key)
+        for partition, entry in evaluated.items():
+            if partition not in known:
+                kitchen.instance.add_dynamic_partitions(kitchen.partitions(), [partition])
+                kitchen.log_event(_evaluated(key, partition, fingerprint, entry))
 
     def _report(self, manifest: Manifest, entry: CheckpointEntry) -> None:
         kitchen = self._kitchen
@@ -106,6 +129,17 @@ class CheckpointEvents:
                 markdown_table([_spoken(line) for line in lines[:_TRANSCRIBED]])
             )
         return found
+
+
+def _evaluated(key: dg.AssetKey, partition: str, fingerprint: str, entry: CheckpointEntry) -> dg.AssetMaterialization:
+    """What was measured of a checkpoint, by all evaluations that were asked for so far."""
+    metrics = {name: value for recorded in entry.evaluations.values() for name, value in recorded.metrics.items()}
+    return dg.AssetMaterialization(
+        asset_key=key,
+        partition=partition,
+        metadata={"fingerprint": fingerprint, "step": entry.step, "epoch": entry.epoch, **metrics},
+        tags={"dagster/data_version": digest_json([entry.state_digest, sorted(entry.evaluations)])},
+    )
 
 
 def _spoken(line: dict[str, Any]) -> dict[str, Any]:

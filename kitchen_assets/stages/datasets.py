@@ -8,6 +8,7 @@ import dagster as dg
 from kitchen_assets.composition import CheckOutcome, StageResult, stage
 from kitchen_assets.context import StageContext
 from kitchen_assets.tables import markdown_table
+from kitchen_assets.tags import REFUSED
 from kitchen_resources.datasets.prepare import RawSplits
 from kitchen_resources.datasets.report import KINDS, RowReport
 from kitchen_resources.datasets.schemas import column_schema
@@ -51,7 +52,7 @@ def dataset(kitchen: StageContext) -> StageResult:
     prepared, report = kitchen.launch.prepare()
     exceeded = report.exceeded(kitchen.recipe.row_limits)
     if exceeded:
-        kitchen.tag({"kitchen/refused": DataError.__name__})
+        kitchen.tag({REFUSED: DataError.__name__})
     for said in exceeded.values():
         kitchen.warn(said)
     held_out = prepared.held_out

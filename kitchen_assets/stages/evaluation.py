@@ -4,11 +4,14 @@ from typing import Any
 
 import dagster as dg
 
-from kitchen_assets.composition import StageResult, stage
+from kitchen_assets.composition import CheckpointJob, StageResult, stage
 from kitchen_assets.context import StageContext
+from kitchen_assets.stages.checkpoints import CheckpointEvents
 from kitchen_assets.tables import markdown_table
 from kitchen_resources.digests import digest_json
+from kitchen_resources.errors import EvaluationError
 from kitchen_resources.evaluation.final import FinalEvaluation, evaluate_final
+from kitchen_resources.training.run import TrainingRun
 
 
 @stage(group="evaluation", kinds=("python",))
@@ -31,6 +34,37 @@ def evaluation(kitchen: StageContext) -> StageResult:
             **{name: measure.value for name, measure in final.trained.measures.items()},
         },
     )
+
+
+def _evaluate_checkpoint(kitchen: StageContext, checkpoint: str) -> dict[str, Any]:
+    run = TrainingRun(kitchen.launch, CheckpointEvents(kitchen))
+    prefix, _, step = checkpoint.partition("/")
+    where = f"checkpoint {checkpoint}"
+    if not run.fingerprint.startswith(prefix) or len(prefix) < 8 or not step.isdecimal():
+        raise EvaluationError(
+            f"isn't one of run {run.fingerprint[:12]}, which this config is of",
+            where=where,
+            fix="give the config of the run that made it, and the key of its partition: 3f2a91c04b77/000000400",
+        )
+    entry = run.head().at(int(step))
+    if entry is None:
+        raise EvaluationError(
+            "there is none at this step", where=where, fix=f"see the asset {kitchen.name}/checkpoints"
+        )
+    if not run.evaluations.asked:
+        kitchen.say("not measured: the run is simulated, or no rows are held out and the recipe has no evaluations")
+        return {}
+    found = run.evaluate(entry)
+    CheckpointEvents(kitchen).report_evaluations(run.fingerprint, run.head())
+    return dict(found.metrics())
+
+
+evaluate_checkpoint = CheckpointJob(
+    name="evaluate_checkpoint",
+    execute=_evaluate_checkpoint,
+    description="Measure one checkpoint as the recipe asks, if it hasn't been: `checkpoint` is the key of its partition. "
+    "The config must be that of the run that made it.",
+)
 
 
 def results_table(final: FinalEvaluation) -> str:

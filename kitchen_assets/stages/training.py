@@ -8,6 +8,7 @@ from kitchen_assets.composition import Loop, StageResult
 from kitchen_assets.context import StageContext
 from kitchen_assets.stages.checkpoints import CheckpointEvents
 from kitchen_assets.tables import loss_plot
+from kitchen_assets.tags import FINGERPRINT
 from kitchen_resources.registry.port import ModelFiles
 from kitchen_resources.training.exporting import export_checkpoint, note_model
 from kitchen_resources.training.port import StepMetrics
@@ -20,7 +21,7 @@ def plan_epochs(kitchen: StageContext) -> list[int]:
     """Work out which epochs are missing in the store; none are when the run is finished."""
     run = _run(kitchen)
     planned = run.planned()
-    kitchen.tag({"kitchen/fingerprint": run.fingerprint})
+    kitchen.tag({FINGERPRINT: run.fingerprint})
     for note in planned.notes:
         kitchen.say(note)
     return list(planned.missing)
@@ -28,7 +29,10 @@ def plan_epochs(kitchen: StageContext) -> list[int]:
 
 def train_epoch(kitchen: StageContext, epoch: int) -> int:
     """Make the checkpoint of one epoch exist, with its evaluation if due; returns the optimiser steps done."""
-    return _run(kitchen).ensure(epoch)
+    run = _run(kitchen)
+    done = run.ensure(epoch)
+    CheckpointEvents(kitchen).report_evaluations(run.fingerprint, run.head())
+    return done
 
 
 def finish_training(kitchen: StageContext, steps: list[int]) -> StageResult:
@@ -36,6 +40,7 @@ def finish_training(kitchen: StageContext, steps: list[int]) -> StageResult:
     run = _run(kitchen)
     finished = run.finish()
     CheckpointEvents(kitchen).reconcile(run.fingerprint, finished.head)
+    CheckpointEvents(kitchen).report_evaluations(run.fingerprint, finished.head)
     model = export_checkpoint(kitchen.launch, run.job(), finished.selected, kitchen.recipe.export)
     done = sum(steps) + finished.steps_done
     note_model(kitchen.launch, run.fingerprint, finished.selected, model)

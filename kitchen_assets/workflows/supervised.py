@@ -1,9 +1,9 @@
 """Supervised fine-tuning: rows, tokens, epochs, model, evaluation, version."""
 
 from kitchen_assets.composition import Workflow
-from kitchen_assets.stages.checkpoints import checkpoints
+from kitchen_assets.stages.checkpoints import checkpoint_evaluation, checkpoints
 from kitchen_assets.stages.datasets import dataset, raw
-from kitchen_assets.stages.evaluation import evaluation
+from kitchen_assets.stages.evaluation import evaluate_checkpoint, evaluation
 from kitchen_assets.stages.registry import production, promotion_gate, registered_model
 from kitchen_assets.stages.training import model
 from kitchen_resources.recipes.supervised import SupervisedRecipe
@@ -17,6 +17,7 @@ supervised = Workflow(
         raw,
         dataset,
         checkpoints,
+        checkpoint_evaluation,
         model,
         evaluation,
         registered_model,
@@ -24,5 +25,8 @@ supervised = Workflow(
     promotion=[
         promotion_gate,
         production,
+    ],
+    checkpoint_jobs=[
+        evaluate_checkpoint,
     ],
 )

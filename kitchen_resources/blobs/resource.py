@@ -1,8 +1,9 @@
 """The `blobs` resource: where everything durable is kept."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -83,6 +84,24 @@ class BlobsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if self._open is None:
             self._open = self.store.open()
         return self._open
+
+
+def configured_store(config: Mapping[str, Any]) -> BlobStore:
+    """A store by its part of run config, such as `{"local": {"path": "/data/store"}}`.
+
+    Raises:
+        ConfigError: It names no kind of store.
+    """
+    kinds: dict[str, type[DefaultStore | LocalStore | S3Store | MemoryStore]] = {
+        "default": DefaultStore,
+        "local": LocalStore,
+        "s3": S3Store,
+        "memory": MemoryStore,
+    }
+    kind, values = next(iter(config.items()), ("", {}))
+    if kind not in kinds:
+        raise ConfigError(f"there is no store {kind!r}", where="blobs.store", fix=f"one of {', '.join(kinds)}")
+    return kinds[kind](**(values or {})).open()
 
 
 def default_store() -> str:

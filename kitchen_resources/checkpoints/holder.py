@@ -68,6 +68,15 @@ def is_gone(holder: Holder) -> bool:
         return not psutil.pid_exists(holder.pid)
 
 
+def has_rebooted(holder: Holder) -> bool:
+    """Whether the holder was on this host before its last start.
+
+    Not part of `is_gone`: a clone of this machine that still runs would look the same, and a lease that was taken over
+    costs its holder the work since its last checkpoint.
+    """
+    return holder.host == _host() and holder.boot.partition("/")[0] != _boot().partition("/")[0]
+
+
 def _started(pid: int) -> float:
     """When a process of this host started: on Linux in clock ticks since boot, elsewhere in seconds since 1970.
 

@@ -175,7 +175,14 @@ class TrainingRun:
 
     def evaluate_selected(self) -> EvaluationResult:
         """What is measured of the checkpoint that becomes the model; measured now when it hasn't been."""
-        entry = self._selected(self.head())
+        return self.evaluate(self._selected(self.head()))
+
+    def evaluate(self, entry: CheckpointEntry) -> EvaluationResult:
+        """What is measured of one of the run's checkpoints; measured now when it hasn't been.
+
+        Raises:
+            CheckpointError: It is damaged, and is quarantined now.
+        """
         found = self.evaluations.recorded(entry)
         if found is None:
             with self._leased() as lease:
@@ -184,7 +191,7 @@ class TrainingRun:
             found = self.evaluations.recorded(measured) if measured else None
         if found is None:
             raise CheckpointError(
-                "the model's checkpoint is damaged and was quarantined",
+                "the checkpoint is damaged and was quarantined",
                 where=f"run {self.fingerprint[:12]}, step {entry.step}",
                 fix="run the recipe again, which makes it again",
             )

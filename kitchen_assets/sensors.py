@@ -1,0 +1,310 @@
+"""Sensors that look after runs: what is lost is called so, and what a repeat can mend is run again.
+
+They look at run records and at the store, with cursors of their own. Dagster's run monitoring and retries don't do:
+its local launcher has no health check, and neither sees the runs of `dagster job execute`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from kitchen_assets.beta import running_sensor
+from kitchen_assets.recovery import Seen, judge_failure, lost_because, next_attempt
+from kitchen_assets.stages.checkpoints import partition_key
+from kitchen_assets.tags import ATTEMPT, FINGERPRINT, RECIPE, RESUME_OF, WORKER
+from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.blobs.resource import BlobsResource, configured_store
+from kitchen_resources.checkpoints.head import Head
+from kitchen_resources.checkpoints.lease import is_free
+from kitchen_resources.checkpoints.store import CheckpointStore
+from kitchen_resources.errors import KitchenError
+from kitchen_resources.recipes.recipe import Recipe
+
+ATTEMPTS = "KITCHEN_RESUME_ATTEMPTS"
+FIRST_WAIT = "KITCHEN_RESUME_WAIT_S"
+LOOK_EVERY = "KITCHEN_SENSOR_EVERY_S"
+
+_ENDED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS]
+_WAIT = "wait"
+_GOING = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_LOOK_BACK = timedelta(hours=1)
+# Run records are stamped to the second, and may be written while they are read.
+_OVERLAP = timedelta(seconds=5)
+_AT_ONCE = 50
+
+
+def run_sensors(
+    jobs: Sequence[Any], evaluations: Mapping[str, dg.JobDefinition], recipes: Mapping[str, Recipe]
+) -> list[dg.SensorDefinition]:
+    """The sensors of a location, all of which are on.
+
+    Args:
+        jobs: Its training jobs.
+        evaluations: The jobs that evaluate a checkpoint, by recipe.
+        recipes: Its recipes, by name.
+    """
+    return [_lost_runs(), _resume_runs(jobs), _evaluate_checkpoints(evaluations, recipes)]
+
+
+def _lost_runs() -> dg.SensorDefinition:
+    @running_sensor(
+        name="lost_runs",
+        minimum_interval_seconds=_every_s(),
+        description="Marks runs failed whose process is gone, or whose heartbeat stands still.",
+    )
+    def lost_runs(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
+        before = {run: Seen(**seen) for run, seen in json.loads(context.cursor or "{}").items()}
+        now: dict[str, Any] = {}
+        for run in context.instance.get_runs(dg.RunsFilter(statuses=_GOING)):
+            if WORKER not in run.tags:
+                continue
+            head = _head(context, run, blobs)
+            seen = before[run.run_id].again(head) if head and run.run_id in before else _first_seen(head)
+            reason = lost_because(run.tags[WORKER], run.run_id, head, seen)
+            if reason:
+                _end(context, run.run_id, reason)
+            else:
+                now[run.run_id] = asdict(seen)
+        return dg.SensorResult(cursor=json.dumps(now))
+
+    return lost_runs
+
+
+def _first_seen(head: Head | None) -> Seen:
+    return Seen(head.token, head.heartbeat, 1) if head else Seen(-1, -1, 1)
+
+
+def _end(context: dg.SensorEvaluationContext, run_id: str, reason: str) -> None:
+    """Mark a lost run, if it hasn't ended by itself since it was looked for."""
+    run = context.instance.get_run_by_id(run_id)
+    if run is None or run.status not in _GOING:
+        return
+    if run.status == dg.DagsterRunStatus.CANCELING:
+        context.instance.report_run_canceled(run, message=f"The run was to stop, and {reason}.")
+    else:
+        context.instance.report_run_failed(run, message=f"The run is lost: {reason}.")
+    context.log.info(f"run {run_id} is lost: {reason}")
+
+
+def _resume_runs(jobs: Sequence[Any]) -> dg.SensorDefinition:
+    names = {job.name for job in jobs}
+
+    @running_sensor(
+        name="resume_runs",
+        jobs=list(jobs),
+        minimum_interval_seconds=_every_s(),
+        description="Runs again what failed and a repeat can mend: it goes on from the last published checkpoint.",
+    )
+    def resume_runs(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
+        cursor = json.loads(context.cursor or "{}")
+        since = datetime.fromisoformat(cursor["since"]) if cursor else _now() - _LOOK_BACK
+        records = context.instance.get_run_records(
+            dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since - _OVERLAP),
+            limit=_AT_ONCE,
+            order_by="update_timestamp",
+            ascending=True,
+        )
+        told = set(cursor.get("told", []))
+        waited = [context.instance.get_run_record_by_id(run_id) for run_id in cursor.get("waiting", [])]
+        waiting, requests = [], []
+        for record in [*waited, *(record for record in records if record.dagster_run.run_id not in told)]:
+            found = _again(context, record, names, blobs) if record else ""
+            if isinstance(found, dg.RunRequest):
+                requests.append(found)
+            elif record and found == _WAIT:
+                waiting.append(record.dagster_run.run_id)
+            elif record:
+                context.log.info(f"run {record.dagster_run.run_id} is not run again: {found}")
+        newest = max([since, *(_utc(record.update_timestamp) for record in records)])
+        seen = [item.dagster_run.run_id for item in records if _utc(item.update_timestamp) > newest - _OVERLAP]
+        state = {"since": newest.isoformat(), "waiting": waiting, "told": seen}
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
+
+    return resume_runs
+
+
+def _again(
+    context: dg.SensorEvaluationContext, record: dg.RunRecord, jobs: set[str], blobs: BlobsResource
+) -> dg.RunRequest | str:
+    """The request to run a failed run again; `wait` while it is too early; or why not."""
+    run = record.dagster_run
+    failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    verdict = judge_failure(run.tags, [_error_class(failure) for failure in failures])
+    if not verdict.resume:
+        return verdict.reason
+    attempt = next_attempt(run, _head(context, run, blobs), first_wait_s=_first_wait_s())
+    if attempt.number > _attempts():
+        return f"{_attempts()} attempts in a row got nowhere"
+    if record.end_time is not None and _now().timestamp() < record.end_time + attempt.wait_s:
+        return _WAIT
+    job = run.job_name if run.job_name in jobs else run.tags.get(RECIPE, "")
+    problem = _problem(context, run, job, jobs)
+    if problem:
+        return problem
+    context.log.info(f"run {run.run_id} is run again, attempt {attempt.number}: {verdict.reason}")
+    return dg.RunRequest(
+        run_key=f"resume-{run.run_id}",
+        job_name=job,
+        run_config=run.run_config,
+        tags=attempt.tags,
+        # Of Materialize, which has no job of its own, and of a part of a job.
+        asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
+    )
+
+
+def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, jobs: set[str]) -> str:
+    """Why a run can't be asked for here; empty when it can."""
+    origin = run.remote_job_origin
+    if origin is not None and origin.location_name != _location(context):
+        return f"it is of the code location {origin.location_name}"
+    if job not in jobs:
+        return f"there is no job {job or run.job_name} here"
+    assert context.repository_def is not None
+    definition = context.repository_def.get_job(job)
+    if run.asset_selection and not run.asset_selection <= set(definition.asset_layer.selected_asset_keys):
+        return f"it makes assets that aren't part of the job {job}"
+    try:
+        dg.validate_run_config(definition, dict(run.run_config))
+    except dg.DagsterInvalidConfigError as error:
+        return f"its config isn't valid here: {error.errors[0].message}"
+    return ""
+
+
+def _evaluate_checkpoints(jobs: Mapping[str, dg.JobDefinition], recipes: Mapping[str, Recipe]) -> dg.SensorDefinition:
+    @running_sensor(
+        name="evaluate_checkpoints",
+        jobs=list(jobs.values()),
+        minimum_interval_seconds=_every_s(),
+        description="Evaluates checkpoints whose evaluation was due and never came, because their run ended before it.",
+    )
+    def evaluate_checkpoints(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
+        since = datetime.fromisoformat(context.cursor) if context.cursor else _now() - _LOOK_BACK
+        records = context.instance.get_run_records(
+            dg.RunsFilter(statuses=_ENDED, updated_after=since - _OVERLAP),
+            limit=_AT_ONCE,
+            order_by="update_timestamp",
+            ascending=True,
+        )
+        requests = [
+            dg.RunRequest(
+                run_key=f"evaluate-{checkpoint}",
+                job_name=jobs[name].name,
+                run_config=evaluation_config(run, name, checkpoint),
+                tags={RESUME_OF: run.tags.get(RESUME_OF) or run.root_run_id or run.run_id},
+            )
+            for run in (record.dagster_run for record in records)
+            if (name := run.tags.get(RECIPE, "")) in jobs and not _will_resume(run, context)
+            for checkpoint in unevaluated(run, _head(context, run, blobs), recipes[name])
+        ]
+        newest = max([since, *(_utc(record.update_timestamp) for record in records)])
+        return dg.SensorResult(run_requests=requests, cursor=newest.isoformat())
+
+    return evaluate_checkpoints
+
+
+def _will_resume(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
+    """Whether the run is run again, and then makes the evaluation itself."""
+    if run.status != dg.DagsterRunStatus.FAILURE:
+        return False
+    failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    tried = int(run.tags.get(ATTEMPT, 0))
+    return tried < _attempts() and judge_failure(run.tags, [_error_class(failure) for failure in failures]).resume
+
+
+def unevaluated(run: dg.DagsterRun, head: Head | None, recipe: Recipe) -> list[str]:
+    """Partition keys of a run's checkpoints whose evaluation was due and isn't there.
+
+    Args:
+        run: A run that trained, and is over.
+        head: Head of what it trained.
+        recipe: Its recipe, as defined.
+    """
+    if head is None or (head.holder is not None and not is_free(head.holder)):
+        return []
+    config: Any = run.run_config
+    overrides = config.get("resources", {}).get(recipe.definition.name, {}).get("config", {})
+    every = overrides.get("eval_every", recipe.eval_every)
+    return [
+        partition_key(head.fingerprint, entry.step)
+        for entry in head.entries()
+        if every and entry.epoch_complete and entry.epoch % every == 0
+        if entry.payload == "present" and not entry.evaluations
+    ]
+
+
+def evaluation_config(run: dg.DagsterRun, name: str, checkpoint: str) -> dict[str, Any]:
+    """Run config of the evaluation of one of a run's checkpoints: with the run's own resources.
+
+    Args:
+        run: The run that trained.
+        name: Name of its recipe.
+        checkpoint: Partition key.
+    """
+    config: Any = run.run_config
+    resources = config.get("resources", {})
+    return {
+        "resources": dict(resources),
+        "ops": {f"{name}__evaluate_checkpoint": {"config": {"checkpoint": checkpoint}}},
+    }
+
+
+def _location(context: dg.SensorEvaluationContext) -> str:
+    origin = context.code_location_origin
+    return origin.location_name if origin is not None else ""
+
+
+def _error_class(record: Any) -> str:
+    """Class of the error that a step failed of, its cause where it is caused by another."""
+    error = record.event_log_entry.dagster_event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return str(error.cls_name) if error is not None and error.cls_name else "an unknown error"
+
+
+def _head(context: dg.SensorEvaluationContext, run: dg.DagsterRun, blobs: BlobsResource) -> Head | None:
+    """Head of what a run trains, in the store that it uses; None when it has none, or the store is away."""
+    fingerprint = run.tags.get(FINGERPRINT)
+    if not fingerprint:
+        return None
+    try:
+        return CheckpointStore(run_store(run, blobs)).head(fingerprint)
+    except KitchenError as error:
+        context.log.warning(f"run {run.run_id}: its store can't be read: {error}")
+        return None
+
+
+def run_store(run: dg.DagsterRun, blobs: BlobsResource) -> BlobStore:
+    """The store of a run: the one that its config names, else the location's.
+
+    Args:
+        run: The run.
+        blobs: The location's resource.
+    """
+    config: Any = run.run_config
+    named = config.get("resources", {}).get("blobs", {}).get("config", {}).get("store")
+    return configured_store(named) if named else blobs.adapter()
+
+
+def _attempts() -> int:
+    return int(os.environ.get(ATTEMPTS, "3"))
+
+
+def _first_wait_s() -> float:
+    return float(os.environ.get(FIRST_WAIT, "60"))
+
+
+def _every_s() -> int:
+    return int(os.environ.get(LOOK_EVERY, "30"))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

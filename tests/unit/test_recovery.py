@@ -1,0 +1,361 @@
+"""What the sensors decide: which runs are lost, which failed ones are run again, which checkpoints are evaluated."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from kitchen_assets import sensors
+from kitchen_assets.kitchen import Kitchen, default_resources
+from kitchen_assets.recovery import (
+    FROZEN_TICKS,
+    Attempt,
+    Seen,
+    Verdict,
+    judge_failure,
+    lost_because,
+    next_attempt,
+    worker_tag,
+)
+from kitchen_assets.sensors import evaluation_config, unevaluated
+from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.checkpoints.head import (
+    CheckpointEntry,
+    Head,
+    Holder,
+    RecordedEvaluation,
+    encode_head,
+    head_key,
+)
+from kitchen_resources.checkpoints.holder import this_holder
+from kitchen_resources.recipes.binding import bind
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
+
+FINGERPRINT = "ab" * 32
+TRAINING = {"kitchen/kind": "training"}
+
+
+def entry(step: int, epoch: int, **changes: Any) -> CheckpointEntry:
+    return replace(CheckpointEntry(step, epoch, True, "m" * 64, f"state {step}", 10), **changes)
+
+
+# Failed runs.
+
+
+@pytest.mark.parametrize(
+    ("tags", "failures", "verdict"),
+    [
+        (TRAINING, [], Verdict(True, "its process died")),
+        ({"kitchen/worker": "{}"}, [], Verdict(True, "its process died")),
+        (TRAINING, ["ChildProcessCrashException"], Verdict(True, "its process died")),
+        (
+            {**TRAINING, "kitchen/error": "LeaseLost", "kitchen/mendable": "true"},
+            ["LeaseLost"],
+            Verdict(True, "LeaseLost may pass"),
+        ),
+        (
+            {**TRAINING, "kitchen/error": "TrainingDiverged", "kitchen/mendable": "false"},
+            ["TrainingDiverged"],
+            Verdict(False, "TrainingDiverged would come again"),
+        ),
+        ({**TRAINING, "kitchen/refused": "DataError"}, [], Verdict(False, "it was refused (DataError)")),
+        (TRAINING, ["TypeError", "ChildProcessCrashException"], Verdict(False, "TypeError would come again")),
+        (
+            {**TRAINING, "dagster/failure_reason": "RUN_EXCEPTION"},
+            [],
+            Verdict(False, "it failed outside of its steps (RUN_EXCEPTION)"),
+        ),
+        ({"kitchen/kind": "promotion", "kitchen/worker": "{}"}, [], Verdict(False, "it is a promotion")),
+        ({"kitchen/kind": "maintenance"}, [], Verdict(False, "it is a maintenance")),
+        ({}, [], Verdict(False, "it is a run of something else")),
+    ],
+)
+def test_only_what_a_repeat_can_mend_is_run_again(
+    tags: dict[str, str], failures: list[str], verdict: Verdict
+) -> None:
+    assert judge_failure(tags, failures) == verdict
+
+
+def run_with(run_id: str = "one", **tags: str) -> dg.DagsterRun:
+    return dg.DagsterRun(job_name="supervised", run_id=run_id, tags={**TRAINING, **tags})
+
+
+def test_attempts_in_a_row_wait_longer_and_one_that_got_on_counts_anew() -> None:
+    at_five = Head(FINGERPRINT, checkpoints=(entry(5, 1),))
+    own = {"kitchen/fingerprint": FINGERPRINT, "kitchen/worker": "{}", ".dagster/x": "y", "mine": "kept"}
+    first = next_attempt(run_with(**own), None, first_wait_s=60.0)
+    tags = {**TRAINING, "mine": "kept", "kitchen/resume_of": "one", "kitchen/attempt": "1", "kitchen/from_step": "0"}
+    assert first == Attempt(1, 0.0, tags)
+    second = next_attempt(run_with("two", **first.tags), None, first_wait_s=60.0)
+    assert (second.number, second.wait_s, second.tags["kitchen/resume_of"]) == (2, 60.0, "one")
+    third = next_attempt(run_with("three", **second.tags), None, first_wait_s=60.0)
+    assert (third.number, third.wait_s) == (3, 240.0)
+    on = next_attempt(run_with("three", **second.tags), at_five, first_wait_s=60.0)
+    assert (on.number, on.wait_s, on.tags["kitchen/from_step"]) == (1, 0.0, "5")
+    stuck = next_attempt(run_with("four", **on.tags), at_five, first_wait_s=60.0)
+    assert (stuck.number, stuck.wait_s) == (2, 60.0)
+
+
+# Lost runs.
+
+
+def test_a_run_whose_process_is_gone_or_whose_host_was_restarted_is_lost() -> None:
+    me = this_holder("one")
+    assert lost_because(json.dumps(asdict(me)), "one", None, Seen(-1, -1, 99)) == ""
+    gone = replace(me, started=me.started - 1)
+    host = me.host.split("/")[0]
+    assert lost_because(json.dumps(asdict(gone)), "one", None, Seen(-1, -1, 1)) == (
+        f"its process {os.getpid()} on {host} is gone"
+    )
+    earlier = replace(me, boot="another-boot/pid:[1]")
+    assert lost_because(json.dumps(asdict(earlier)), "one", None, Seen(-1, -1, 1)) == f"{host} was started anew since"
+    container = replace(me, boot=f"{me.boot.partition('/')[0]}/pid:[1]")
+    assert lost_because(json.dumps(asdict(container)), "one", None, Seen(-1, -1, 99)) == ""
+
+
+def test_a_heartbeat_that_stands_still_is_lost_after_a_number_of_looks() -> None:
+    away = Holder(id="x", host="elsewhere/1", boot="b/p", pid=1, started=1.0, run="one")
+    head = Head(FINGERPRINT, holder=away, token=3, heartbeat=7)
+    seen = Seen(3, 7, 1)
+    for _ in range(FROZEN_TICKS - 2):
+        seen = seen.again(head)
+        assert lost_because("", "one", head, seen) == ""
+    assert (
+        lost_because("", "one", head, seen.again(head))
+        == f"its heartbeat stood still at {FROZEN_TICKS} looks in a row"
+    )
+    assert seen.again(replace(head, heartbeat=8)).times == 1
+    assert seen.again(replace(head, token=4)).times == 1
+    # Somebody else holds it.
+    assert lost_because("", "two", head, seen.again(head)) == ""
+
+
+# Checkpoints.
+
+
+def test_checkpoints_whose_evaluation_was_due_are_named() -> None:
+    recipe = bind(SupervisedRecipe, {"model": "m", "dataset": "d"}, RecipeDefinition(name="supervised"))
+    recorded = {"key": RecordedEvaluation("b" * 64, {"held_out/loss": 1.0})}
+    head = Head(
+        FINGERPRINT,
+        checkpoints=(
+            entry(5, 1, evaluations=recorded),
+            entry(8, 2, epoch_complete=False),
+            entry(10, 2),
+            entry(15, 3, payload="pruned"),
+            entry(20, 4),
+        ),
+    )
+    assert unevaluated(run_with(), head, recipe) == ["abababababab/000000010", "abababababab/000000020"]
+    assert unevaluated(run_with(), None, recipe) == []
+    assert unevaluated(run_with(), replace(head, holder=Holder("x", "elsewhere/1", "b/p", 1, 1.0)), recipe) == []
+    config = {"resources": {"supervised": {"config": {"eval_every": 4}}, "trainer": {"config": {}}}}
+    fourth = dg.DagsterRun(job_name="supervised", run_id="one", run_config=config)
+    assert unevaluated(fourth, head, recipe) == ["abababababab/000000020"]
+    never = dg.DagsterRun(
+        job_name="supervised", run_config={"resources": {"supervised": {"config": {"eval_every": 0}}}}
+    )
+    assert unevaluated(never, head, recipe) == []
+    assert evaluation_config(fourth, "supervised", "abababababab/000000020") == {
+        **config,
+        "ops": {"supervised__evaluate_checkpoint": {"config": {"checkpoint": "abababababab/000000020"}}},
+    }
+
+
+# The sensors.
+
+
+@pytest.fixture
+def location() -> dg.RepositoryDefinition:
+    recipe = bind(SupervisedRecipe, {"model": "m", "dataset": "d"}, RecipeDefinition(name="supervised"))
+    return Kitchen(recipes={"supervised": recipe}).definitions().get_repository_def()
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    monkeypatch.setenv("KITCHEN_STORE", str(tmp_path / "store"))
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        yield instance
+
+
+class Look:
+    """A sensor, with the cursor of its last look."""
+
+    def __init__(self, location: dg.RepositoryDefinition, instance: dg.DagsterInstance, name: str) -> None:
+        self._sensor = location.get_sensor_def(name)
+        self._location = location
+        self._instance = instance
+        self._cursor: str | None = None
+
+    def __call__(self) -> list[dg.RunRequest]:
+        context = dg.build_sensor_context(
+            instance=self._instance,
+            repository_def=self._location,
+            cursor=self._cursor,
+            resources={"blobs": default_resources()["blobs"]},
+        )
+        result: Any = self._sensor(context)
+        self._cursor = result.cursor
+        return list(result.run_requests)
+
+
+def made(
+    location: dg.RepositoryDefinition,
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    run_config: dict[str, Any] | None = None,
+    **tags: str,
+) -> dg.DagsterRun:
+    job = location.get_job("supervised")
+    return instance.create_run_for_job(
+        job, status=status, run_config=run_config or {}, tags={**TRAINING, "kitchen/recipe": "supervised", **tags}
+    )
+
+
+def test_sensors_are_on(location: dg.RepositoryDefinition) -> None:
+    found = {sensor.name: sensor.default_status for sensor in location.sensor_defs}
+    running = dg.DefaultSensorStatus.RUNNING
+    assert found.items() >= {"lost_runs": running, "resume_runs": running, "evaluate_checkpoints": running}.items()
+
+
+def test_a_failed_run_is_asked_for_once_with_its_own_config(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance
+) -> None:
+    look = Look(location, instance, "resume_runs")
+    failed = dg.DagsterRunStatus.FAILURE
+    config = {"resources": {"supervised": {"config": {"epochs": 7}}}}
+    died = made(location, instance, failed, config)
+    made(location, instance, failed, **{"kitchen/refused": "ConfigError"})
+    made(location, instance, dg.DagsterRunStatus.CANCELED)
+    made(location, instance, dg.DagsterRunStatus.SUCCESS)
+    made(location, instance, dg.DagsterRunStatus.STARTED)
+    # Of an earlier state of the recipe, or of another location.
+    strange = {"resources": {"supervised": {"config": {"no_such_field": 1}}}}
+    instance.run_storage.add_run(dg.DagsterRun("supervised", run_config=strange, status=failed, tags=TRAINING))
+    (request,) = look()
+    assert (request.run_key, request.job_name, request.run_config) == (f"resume-{died.run_id}", "supervised", config)
+    assert request.tags["kitchen/resume_of"] == died.run_id
+    assert look() == []
+
+
+def test_attempts_that_get_nowhere_end_and_wait_in_between(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITCHEN_RESUME_ATTEMPTS", "2")
+    look = Look(location, instance, "resume_runs")
+    failed = dg.DagsterRunStatus.FAILURE
+    tried = {"kitchen/attempt": "1", "kitchen/from_step": "0", "kitchen/resume_of": "root"}
+    started = made(location, instance, dg.DagsterRunStatus.STARTED, **tried)
+    instance.report_run_failed(started)
+    assert look() == []
+    # Later: the pause is over.
+    now = sensors._now()
+    monkeypatch.setattr(sensors, "_now", lambda: now + sensors.timedelta(seconds=61))
+    (request,) = look()
+    assert (request.tags["kitchen/attempt"], request.tags["kitchen/resume_of"]) == ("2", "root")
+    assert look() == []
+    made(location, instance, failed, **{**tried, "kitchen/attempt": "2"})
+    assert look() == []
+
+
+def test_a_part_of_a_job_and_materialize_are_asked_for_as_such(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance
+) -> None:
+    look = Look(location, instance, "resume_runs")
+    keys = {dg.AssetKey(["supervised", "raw"]), dg.AssetKey(["supervised", "dataset"])}
+    job = location.get_job("__ASSET_JOB").get_subset(asset_selection=keys)
+    run = instance.create_run_for_job(
+        job,
+        status=dg.DagsterRunStatus.FAILURE,
+        asset_selection=frozenset(keys),
+        tags={"kitchen/recipe": "supervised", "kitchen/worker": "{}"},
+    )
+    assert run.job_name == "__ASSET_JOB"
+    (request,) = look()
+    assert (request.job_name, set(request.asset_selection or [])) == ("supervised", keys)
+
+
+def test_a_lost_run_is_marked_failed_and_one_that_lives_is_not(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance
+) -> None:
+    look = Look(location, instance, "lost_runs")
+    started = dg.DagsterRunStatus.STARTED
+    alive = made(location, instance, started, **worker_tag("alive"))
+    gone = {"kitchen/worker": json.dumps(asdict(replace(this_holder("gone"), started=0.0)))}
+    dead = made(location, instance, started, **gone)
+    stopped = made(location, instance, dg.DagsterRunStatus.CANCELING, **gone)
+    other = made(location, instance, started)
+    assert look() == []
+    status = {run.run_id: run.status for run in instance.get_runs()}
+    assert status == {
+        alive.run_id: started,
+        dead.run_id: dg.DagsterRunStatus.FAILURE,
+        stopped.run_id: dg.DagsterRunStatus.CANCELED,
+        other.run_id: started,
+    }
+    assert psutil.pid_exists(os.getpid())
+    (request,) = Look(location, instance, "resume_runs")()
+    assert request.run_key == f"resume-{dead.run_id}"
+
+
+def test_a_heartbeat_is_looked_for_in_the_store_that_the_run_names(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    look = Look(location, instance, "lost_runs")
+    config = {"resources": {"blobs": {"config": {"store": {"local": {"path": str(tmp_path / "other")}}}}}}
+    away = replace(this_holder(""), host="elsewhere/1")
+    run = made(
+        location,
+        instance,
+        dg.DagsterRunStatus.STARTED,
+        config,
+        **{"kitchen/fingerprint": FINGERPRINT, "kitchen/worker": json.dumps(asdict(away))},
+    )
+    held = replace(away, run=run.run_id)
+    blobs = LocalBlobs(tmp_path / "other")
+    version = blobs.compare_and_swap(
+        head_key(FINGERPRINT), None, encode_head(Head(FINGERPRINT, holder=held, token=1, heartbeat=1))
+    )
+    for _ in range(FROZEN_TICKS - 1):
+        look()
+    blobs.compare_and_swap(
+        head_key(FINGERPRINT), version, encode_head(Head(FINGERPRINT, holder=held, token=1, heartbeat=2))
+    )
+    for _ in range(FROZEN_TICKS - 1):
+        look()
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        assert found.status == dg.DagsterRunStatus.STARTED
+    look()
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert found.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_an_evaluation_that_never_came_is_asked_for_once(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    look = Look(location, instance, "evaluate_checkpoints")
+    head = Head(FINGERPRINT, checkpoints=(entry(5, 1),))
+    LocalBlobs(tmp_path / "store").put_if_absent(head_key(FINGERPRINT), encode_head(head))
+    fingerprint = {"kitchen/fingerprint": FINGERPRINT}
+    canceled = made(location, instance, dg.DagsterRunStatus.CANCELED, **fingerprint)
+    # This one is run again, and evaluates by itself.
+    made(location, instance, dg.DagsterRunStatus.FAILURE, **fingerprint)
+    (request,) = look()
+    assert (request.run_key, request.job_name) == (
+        "evaluate-abababababab/000000005",
+        "supervised_evaluate_checkpoint",
+    )
+    assert request.tags == {"kitchen/resume_of": canceled.run_id}
+    job = location.get_job("supervised_evaluate_checkpoint")
+    dg.validate_run_config(job, dict(request.run_config))
