@@ -19,6 +19,9 @@ def evaluation(kitchen: StageContext) -> StageResult:
     """The model against its base: the loss on held-out rows and the recipe's own evaluations, each with its interval."""
     final = evaluate_final(kitchen.launch)
     kitchen.launch.write("evaluation", final.as_json())
+    CheckpointEvents(kitchen).report_evaluations(
+        final.fingerprint, kitchen.launch.checkpoints.head(final.fingerprint)
+    )
     kitchen.launch.ports.telemetry.emit(
         "eval.complete", final.trained.metrics(), {"recipe": kitchen.name, "fingerprint": final.fingerprint}
     )

@@ -10,8 +10,8 @@ RESOURCE_KEYS = ("trainer", "blobs", "datasets", "evaluator", "registry", "telem
 
 RESERVED = frozenset({*RESOURCE_KEYS, "io_manager", "epoch_references"})
 
-PROMOTION_SUFFIX = "_promote"
-"""Ends the name of a recipe's promotion job, and so can't end the name of a recipe."""
+JOB_SUFFIXES = {"_promote": "a promotion job", "_evaluate_checkpoint": "an evaluation job"}
+"""What the names of a recipe's other jobs end in, and so the name of no recipe may."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -21,7 +21,7 @@ def check_name(name: str, *, where: str) -> str:
 
     Raises:
         ConfigError: It isn't a plain lower-case name, it is the key of a port or a word of Python's, or it could be
-            the name of another recipe's promotion job.
+            the name of one of another recipe's jobs.
     """
     if not _NAME.match(name):
         raise ConfigError(
@@ -41,12 +41,15 @@ def _taken(name: str) -> str:
     if keyword.iskeyword(name):
         # Dagster hands resources over as a named tuple, whose fields can't be keywords.
         return "is a keyword of Python"
-    if name.endswith(PROMOTION_SUFFIX):
-        return f"is the name of a promotion job, which ends in {PROMOTION_SUFFIX}"
+    for suffix, job in JOB_SUFFIXES.items():
+        if name.endswith(suffix):
+            return f"is the name of {job}, which ends in {suffix}"
     return ""
 
 
 def _suggested(name: str) -> str:
     """A name that is free for sure, close to the one that was wanted."""
-    plain = re.sub("[^a-z0-9_]+", "_", name.lower()).lstrip("_0123456789").removesuffix(PROMOTION_SUFFIX)
+    plain = re.sub("[^a-z0-9_]+", "_", name.lower()).lstrip("_0123456789")
+    for suffix in JOB_SUFFIXES:
+        plain = plain.removesuffix(suffix)
     return f"{plain or 'my'}_recipe" if not plain or _taken(plain) else plain

@@ -34,6 +34,11 @@ def test_what_is_no_plain_name_is_refused(name: str) -> None:
         ("io_manager", "'io_manager' is the key of a resource", "io_manager_recipe"),
         ("class", "'class' is a keyword of Python", "class_recipe"),
         ("mine_promote", "'mine_promote' is the name of a promotion job, which ends in _promote", "mine"),
+        (
+            "mine_evaluate_checkpoint",
+            "'mine_evaluate_checkpoint' is the name of an evaluation job, which ends in _evaluate_checkpoint",
+            "mine",
+        ),
         ("blobs_promote", "'blobs_promote' is the name of a promotion job, which ends in _promote", "blobs_recipe"),
     ],
 )
@@ -43,7 +48,10 @@ def test_a_name_that_is_taken_is_refused(name: str, said: str, better: str) -> N
     assert str(refused.value) == f"file:3: {said}\n  fix: name: {better}"
 
 
-@pytest.mark.parametrize("name", [*BROKEN, *sorted(RESERVED), "class", "mine_promote", "a_promote_promote"])
+@pytest.mark.parametrize(
+    "name",
+    [*BROKEN, *sorted(RESERVED), "class", "mine_promote", "a_promote_promote", "b_promote_evaluate_checkpoint"],
+)
 def test_the_name_suggested_instead_is_free(name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_name(name, where="here")
