@@ -6,6 +6,7 @@ check, a divergence or a cancellation would end the same way, or was meant.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,12 +15,19 @@ import dagster as dg
 from kitchen_assets.tags import ATTEMPT, ERROR, FROM_STEP, KIND, MENDABLE, REFUSED, RESUME_OF, RUN_OWN, WORKER
 from kitchen_resources.checkpoints.head import Head, Holder
 from kitchen_resources.checkpoints.holder import has_rebooted, is_gone, this_holder
+from kitchen_resources.checkpoints.lease import LEASE_TTL_S
 
-FROZEN_TICKS = 4
-"""Looks in a row at which a heartbeat stood still before its holder is taken to be gone: 3 pauses of 30 s, 3 ttl.
 
-Looks are counted, and not seconds by a clock that may be set.
-"""
+def looks_until_lost(every_s: float) -> int:
+    """At how many looks in a row a heartbeat must stand still before its holder is taken to be gone.
+
+    Looks are counted, and not seconds by a clock that may be set.
+
+    Args:
+        every_s: Least pause between two looks, in seconds.
+    """
+    return 1 + math.ceil(3 * LEASE_TTL_S / every_s)
+
 
 _DIED = frozenset({"", "UNKNOWN", "RUN_WORKER_RESTART"})
 _CRASHES = frozenset({"ChildProcessCrashException", "DagsterSubprocessError"})
@@ -47,7 +55,7 @@ class Seen:
         return Seen(head.token, head.heartbeat, self.times + 1 if same else 1)
 
 
-def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen) -> str:
+def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen, *, looks: int) -> str:
     """Why a run that Dagster takes to be going is lost; empty when it isn't, or it can't be told.
 
     Args:
@@ -55,6 +63,7 @@ def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen) -> str
         run_id: The run.
         head: Head of what it trains, if it does.
         seen: The heartbeat of that head.
+        looks: See `looks_until_lost`.
     """
     if worker:
         process = Holder(**json.loads(worker))
@@ -63,7 +72,7 @@ def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen) -> str
         if has_rebooted(process):
             return f"{process.host.split('/')[0]} was started anew since"
     holds = head is not None and head.holder is not None and head.holder.run == run_id
-    if holds and seen.times >= FROZEN_TICKS:
+    if holds and seen.times >= looks:
         return f"its heartbeat stood still at {seen.times} looks in a row"
     return ""
 

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import running_sensor
-from kitchen_assets.recovery import Seen, judge_failure, lost_because, next_attempt
+from kitchen_assets.recovery import Seen, judge_failure, looks_until_lost, lost_because, next_attempt
 from kitchen_assets.stages.checkpoints import partition_key
 from kitchen_assets.tags import ATTEMPT, FINGERPRINT, RECIPE, RESUME_OF, WORKER
 from kitchen_resources.blobs.port import BlobStore
@@ -60,12 +60,13 @@ def _lost_runs() -> dg.SensorDefinition:
     def lost_runs(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
         before = {run: Seen(**seen) for run, seen in json.loads(context.cursor or "{}").items()}
         now: dict[str, Any] = {}
+        looks = looks_until_lost(_every_s())
         for run in context.instance.get_runs(dg.RunsFilter(statuses=_GOING)):
             if WORKER not in run.tags:
                 continue
             head = _head(context, run, blobs)
             seen = before[run.run_id].again(head) if head and run.run_id in before else _first_seen(head)
-            reason = lost_because(run.tags[WORKER], run.run_id, head, seen)
+            reason = lost_because(run.tags[WORKER], run.run_id, head, seen, looks=looks)
             if reason:
                 _end(context, run.run_id, reason)
             else:

@@ -67,6 +67,7 @@ class Shelf:
     Attributes:
         folder: Where the checkpoints are put.
         fail_at: A step whose report fails, as when the lease is lost; 0 for none.
+        stop_after: After how many steps that no checkpoint follows the run is asked to stop; 0 for never.
     """
 
     folder: Path
@@ -75,6 +76,9 @@ class Shelf:
     drafts: dict[int, CheckpointDraft] = field(default_factory=dict)
     checkpoints: dict[int, LocalCheckpoint] = field(default_factory=dict)
     parent: int = 0
+    stop_after: int = 0
+    asked: int = 0
+    exact: bool = True
 
     def step(self, metrics: StepMetrics) -> None:
         if metrics.global_step == self.fail_at:
@@ -101,10 +105,18 @@ class Shelf:
             epoch_complete=draft.epoch_complete,
             state_digest=state_digest(files, ledger, cursor),
         )
+        if self.asked == self.stop_after > 0:
+            raise Stopped
         return self.checkpoints[draft.global_step]
 
     def stopping(self, *, exact: bool) -> bool:
-        return False
+        self.asked += 1
+        if self.asked != self.stop_after:
+            return False
+        self.exact = exact
+        if not exact:
+            raise Stopped
+        return True
 
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         draft = self.drafts.get(self.parent)
@@ -117,6 +129,10 @@ class Shelf:
     def digests(self) -> dict[int, str]:
         """State digest of each checkpoint by step."""
         return {step: checkpoint.state_digest for step, checkpoint in self.checkpoints.items()}
+
+
+class Stopped(BaseException):
+    """Raised to a session that was asked to stop, once it has published."""
 
 
 class TakenOver(Exception):

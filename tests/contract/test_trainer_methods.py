@@ -25,7 +25,7 @@ from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.backend import TrlTrainer
 from tests.engine import Told
 from tests.rail import Rail
-from tests.training_bench import Shelf
+from tests.training_bench import Shelf, Stopped
 
 BACKENDS: dict[str, Callable[[], Trainer]] = {
     "noop": NoopTrainer,
@@ -83,6 +83,7 @@ class Session:
         fields = {k: str(folder / "teacher") if v == "TEACHER" else v for k, v in case.fields.items()}
         rail = Rail(blobs=LocalBlobs(folder / "store"), trainer=BACKENDS[backend])
         rail.add("mine", case.method, fields)
+        self.fields = fields
         self._run = TrainingRun(rail.launch("mine"), Told())
         self._attempts = 0
 
@@ -178,6 +179,35 @@ def test_a_new_session_goes_on_with_the_same_state(session: Session) -> None:
     _, (alone,) = session.train([1])
     assert alone.checkpoint.state_digest == first.checkpoint.state_digest
     assert first.checkpoint.state_digest != second.checkpoint.state_digest
+
+
+def test_asked_to_stop_it_publishes_its_step_where_a_run_can_go_on_from_it_exactly(session: Session) -> None:
+    undisturbed, _ = session.undisturbed
+    exact = session.trainer.capabilities().is_exact_inside(session.case.method(**session.fields))
+    samples = session.case.method is ReinforcementRecipe or session.case.fields.get("mode") == "on_policy"
+    assert exact != samples
+    shelf = Shelf(session.folder / "stopped", stop_after=1)
+    opened = session.trainer.open(session.job())
+    try:
+        with pytest.raises(Stopped):
+            opened.train_epoch(1, None, shelf)
+    finally:
+        opened.close()
+    assert shelf.exact == exact
+    assert list(shelf.checkpoints) == ([1] if exact else [])
+    if not exact:
+        return
+    inside = shelf.checkpoints[1]
+    assert (inside.steps_into_epoch, inside.epoch_complete) == (1, False)
+    shelf.parent = 1
+    opened = session.trainer.open(session.job())
+    try:
+        result = opened.train_epoch(1, inside, shelf)
+    finally:
+        opened.close()
+    assert result.steps_done == len(session.case.rows) - 1
+    assert shelf.drafts[len(session.case.rows)].row_ids == undisturbed.drafts[len(session.case.rows)].row_ids
+    assert result.checkpoint.state_digest == undisturbed.checkpoints[len(session.case.rows)].state_digest
 
 
 def test_what_is_exported_is_the_last_state(session: Session) -> None:

@@ -1,28 +1,88 @@
-"""A sample of the soak: each variant of real training killed at random, and ended as if nothing had happened."""
+"""Real training killed at named points and at random: it ends in the bits and the registry of an undisturbed run."""
 
 import random
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.trl_kills import VARIANTS, campaign, import_everything
+from kitchen_resources.blobs.local import LocalBlobs
+from tests.faults.forked import forked
+from tests.faults.kill_points import POINTS
+from tests.faults.trl_kills import (
+    VARIANTS,
+    End,
+    Store,
+    campaign,
+    end_of,
+    import_everything,
+    published_by,
+    steps_of,
+    train,
+    undisturbed,
+)
 
 pytestmark = pytest.mark.heavy
 
+METHODS = {
+    "supervised": "full",
+    "preference": "preference",
+    "reinforcement": "reinforcement",
+    "distillation": "distillation",
+}
 
-SAMPLE = "LoRA, dropout, step checkpoints"
+
+def local(folder: Path) -> Callable[[str], Store]:
+    """Stores in a folder."""
+    return lambda name: lambda: LocalBlobs(folder / name)
 
 
-@pytest.mark.parametrize(
-    ("variant", "kills"),
-    [(SAMPLE, 4), *(pytest.param(variant, 10, marks=pytest.mark.full) for variant in VARIANTS)],
-)
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], End]:
+    """What undisturbed runs end in, each made once."""
+    import_everything()
+    made: dict[str, End] = {}
+
+    def of(variant: str) -> End:
+        if variant not in made:
+            made[variant] = undisturbed(local(tmp_path_factory.mktemp("undisturbed"))("store"), variant)[0]
+        return made[variant]
+
+    return of
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_each_named_point_it_ends_as_undisturbed(
+    tmp_path: Path, expected: Callable[[str], End], method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant = METHODS[method]
+    again = 0
+    for point in POINTS:
+        store = local(tmp_path)(point)
+        with forked(train(store, variant, point)) as child:
+            lines = child.rest()
+            assert child.wait() == -signal.SIGKILL, (point, lines[-3:])
+        between = end_of(store())
+        assert published_by(lines).items() <= between.states.items(), point
+        with forked(train(store, variant)) as child:
+            rest = child.rest()
+            assert (child.wait(), rest[-1]) == (0, "done 1"), (point, rest[-3:])
+        assert end_of(store()) == expected(variant), point
+        assert published_by(rest).keys().isdisjoint(between.states), point
+        steps = steps_of(lines) + steps_of(rest)
+        again += len(steps) - len(set(steps))
+    with capsys.disabled():
+        print(f"\ntrl, {method}: {len(POINTS)} kills at named points, {again} steps made again, 0 lost")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_at_random_it_ends_as_undisturbed(
-    tmp_path: Path, variant: str, kills: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_everything()
-    tally = campaign(tmp_path, variant, kills, random.Random(variant))
+    tally = campaign(local(tmp_path), variant, 9, random.Random(variant), "local")
     with capsys.disabled():
         print(f"\n{variant}: {tally.line()}")
     assert tally.mismatches == []
-    assert tally.kills >= kills
+    assert tally.kills >= 9

@@ -1,15 +1,13 @@
-"""Real training killed by SIGKILL at random moments, and run again: always the states of an undisturbed run."""
+"""Real training killed by SIGKILL, and run again: always the states and the registry of an undisturbed run."""
 
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.datasets.sources import SourceDatasets
@@ -25,15 +23,16 @@ from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import NoopTelemetry
 from kitchen_resources.training.live import LiveTrainer
-from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.backend import TrlTrainer
+from kitchen_resources.training.upstream import make_version
 from tests import letters
 from tests.faults.forked import Say, forked
+from tests.faults.kill_points import Deadly
 
 PREFERENCE: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "dataset": "embedded:date_pairs",
-    "max_rows": 110,
+    "max_rows": 40,
     "max_length": 64,
     "epochs": 2,
     "batch_size": 8,
@@ -45,7 +44,7 @@ REINFORCEMENT: Mapping[str, Any] = {
     "environment": {"name": "letters", "args": {"turns": 2}},
     "max_length": 64,
     "epochs": 2,
-    "steps_per_epoch": 6,
+    "steps_per_epoch": 4,
     "batch_size": 16,
     "group_size": 4,
     "groups_per_batch": 4,
@@ -58,7 +57,7 @@ DISTILLATION: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "teacher": "embedded:tiny",
     "dataset": "embedded:dates",
-    "max_rows": 110,
+    "max_rows": 40,
     "max_length": 64,
     "max_tokens": 4,
     "epochs": 2,
@@ -69,30 +68,29 @@ DISTILLATION: Mapping[str, Any] = {
 BASE: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "dataset": "embedded:dates",
-    "max_rows": 220,
+    "max_rows": 70,
     "max_length": 64,
     "epochs": 2,
     "batch_size": 16,
     "learning_rate": 3.0e-3,
     "keep_last": 1,
 }
-STEPS = 26
 VARIANTS: Mapping[str, tuple[type[Recipe], Mapping[str, Any]]] = {
     "full": (SupervisedRecipe, BASE),
     "LoRA, dropout, step checkpoints": (
         SupervisedRecipe,
-        {**BASE, "lora": {"rank": 4, "dropout": 0.1}, "checkpoint_steps": 4},
+        {**BASE, "lora": {"rank": 4, "dropout": 0.1}, "checkpoint_steps": 3},
     ),
     "evaluation, best, step checkpoints": (
         SupervisedRecipe,
         {
             **BASE,
-            "checkpoint_steps": 5,
+            "checkpoint_steps": 3,
             "select": "best",
             "evaluations": [{"max_tokens": 3, "samples": 4}],
         },
     ),
-    "preference": (PreferenceRecipe, {**PREFERENCE, "checkpoint_steps": 5, "precompute_reference": True}),
+    "preference": (PreferenceRecipe, {**PREFERENCE, "checkpoint_steps": 3, "precompute_reference": True}),
     "reinforcement": (ReinforcementRecipe, {**REINFORCEMENT, "ppo_epochs": 2, "kl_coef": 0.1}),
     "distillation": (DistillationRecipe, {**DISTILLATION, "lora": {"rank": 4, "dropout": 0.1}, "mode": "logit"}),
     "distillation on policy": (DistillationRecipe, {**DISTILLATION, "mode": "on_policy"}),
@@ -112,17 +110,38 @@ def import_everything() -> None:
     letters.register()
 
 
+Store = Callable[[], BlobStore]
+"""Opens the store of a run, in the process that uses it."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What is in a store when all is done.
+
+    Attributes:
+        states: State digest of each checkpoint that exists, by step.
+        whole: The steps whose payload is there.
+        versions: Registered versions, without times and the names of runs.
+        candidate: The version that is the candidate.
+    """
+
+    states: Mapping[int, str]
+    whole: frozenset[int]
+    versions: tuple[Any, ...]
+    candidate: Mapping[str, int | None]
+
+
 @dataclass
 class Tally:
     """What a campaign did."""
 
+    where: str
     kills: int = 0
     resumes: int = 0
-    steps: int = 0
     mismatches: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        return f"trl: {self.kills} kills, {self.resumes} resumes, {len(self.mismatches)} mismatches, 0 lost"
+        return f"trl, {self.where}: {self.kills} kills, {self.resumes} resumes, {len(self.mismatches)} mismatches, 0 lost"
 
 
 class _Saying:
@@ -136,20 +155,25 @@ class _Saying:
         self._say(f"published {entry.step} {entry.state_digest}")
 
 
-def train(root: Path, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> Callable[[Say], None]:
-    """What a child does: make all epochs of a run in a store exist. It says each step, and what is published."""
+def train(store: Store, variant: str, point: str = "") -> Callable[[Say], None]:
+    """What a child does: a recipe to its registered version. It says each step, and what is published.
+
+    Args:
+        store: Opens the store.
+        variant: What to train.
+        point: Where the child is to die, one of `kill_points.POINTS`; empty for nowhere.
+    """
+    recipe_class, fields = VARIANTS[variant]
 
     def work(say: Say) -> None:
-        blobs = LocalBlobs(root)
+        deadly = Deadly(point)
+        blobs = deadly.blobs(store())
         trainer = LiveTrainer(TrlTrainer(device="cpu", threads=1))
-        ports = Ports(trainer, blobs, SourceDatasets(), LocalEvaluator(), StoreRegistry(blobs), _Steps(say))
+        evaluator = deadly.evaluator(LocalEvaluator())
+        ports = Ports(trainer, blobs, SourceDatasets(), evaluator, StoreRegistry(blobs), _Steps(say, deadly))
         recipe = bind(recipe_class, fields, RecipeDefinition(name=recipe_class.method))
-        run = TrainingRun(Launch(recipe, ports, run_id=str(time.monotonic_ns())), _Saying(say))
-        for epoch in run.planned().missing:
-            run.ensure(epoch)
-        finished = run.finish()
-        trainer.discard()
-        say(f"done {finished.steps_done}")
+        version = make_version(Launch(recipe, ports, run_id=str(time.monotonic_ns())), _Saying(say))
+        say(f"done {version.version}")
 
     return work
 
@@ -157,61 +181,90 @@ def train(root: Path, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> 
 class _Steps(NoopTelemetry):
     """Says each optimiser step."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, deadly: Deadly) -> None:
         self._say = say
+        self._deadly = deadly
 
     def emit(self, event: str, measurements: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         if event == "training.step":
             self._say(f"step {metadata['epoch']} {metadata['step']}")
+            self._deadly.step()
 
 
-def states(root: Path) -> dict[int, str]:
-    """State digest of each checkpoint that exists, by step."""
-    store = CheckpointStore(LocalBlobs(root))
-    return {e.step: e.state_digest for run in store.find("") for e in store.head(run).entries()}
+def end_of(blobs: BlobStore) -> End:
+    """What is in a store now."""
+    checkpoints, registry = CheckpointStore(blobs), StoreRegistry(blobs)
+    entries = [entry for run in checkpoints.find("") for entry in checkpoints.head(run).entries()]
+    names = sorted({key.split("/")[1] for key in blobs.list("registry/")})
+    return End(
+        states={entry.step: entry.state_digest for entry in entries},
+        whole=frozenset(entry.step for entry in entries if entry.payload == "present"),
+        versions=tuple(
+            (v.name, v.version, v.fingerprint, v.step, v.state_digest, v.model.digest, v.metrics, v.base_metrics)
+            for name in names
+            for v in registry.versions(name)
+        ),
+        candidate={name: registry.alias(name, "candidate") for name in names},
+    )
 
 
-def undisturbed(root: Path, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> tuple[dict[int, str], float]:
-    """The states of a run that nothing disturbs, and about how long it takes, in seconds."""
+def undisturbed(store: Store, variant: str) -> tuple[End, float]:
+    """What a run that nothing disturbs ends in, and about how long it takes, in seconds."""
     started = time.monotonic()
-    with forked(train(root, recipe_class, fields)) as child:
+    with forked(train(store, variant)) as child:
         lines = child.rest()
         assert child.wait() == 0, lines
-    return states(root), time.monotonic() - started
+    end = end_of(store())
+    assert (len(end.versions), list(end.candidate.values())) == (1, [1])
+    return end, time.monotonic() - started
 
 
-def campaign(folder: Path, variant: str, kills: int, chance: random.Random) -> Tally:
-    """Kill one variant at random moments until it was killed so often, each store run to its end and compared."""
-    recipe_class, fields = VARIANTS[variant]
-    expected, seconds = undisturbed(folder / "undisturbed", recipe_class, fields)
-    tally = Tally()
-    round_number = 0
+def steps_of(lines: list[str]) -> list[str]:
+    """The optimiser steps that a child did."""
+    return [line.removeprefix("step ") for line in lines if line.startswith("step ")]
+
+
+def published_by(lines: list[str]) -> dict[int, str]:
+    """State digests that a child published, by step."""
+    found = (line.split() for line in lines if line.startswith("published "))
+    return {int(step): digest for _, step, digest in found}
+
+
+def campaign(stores: Callable[[str], Store], variant: str, kills: int, chance: random.Random, where: str) -> Tally:
+    """Kill one variant at random moments until it was killed so often, each store run to its end and compared.
+
+    Args:
+        stores: A store of each name.
+        variant: What to train.
+        kills: How often at least.
+        chance: Chooses the moments.
+        where: Name of the kind of store.
+    """
+    expected, seconds = undisturbed(stores("undisturbed"), variant)
+    tally = Tally(where)
     while tally.kills < kills:
-        round_number += 1
-        root = folder / f"round-{round_number}"
+        store = stores(f"round-{tally.resumes + 1}")
         published: dict[int, str] = {}
         while True:
-            with forked(train(root, recipe_class, fields)) as child:
+            with forked(train(store, variant)) as child:
                 # The moment is chosen, not measured: what is asserted holds for any.
                 time.sleep(chance.uniform(0, 1.1 * seconds))
                 child.kill()
                 lines, status = child.rest(), child.wait()
             assert not [line for line in lines if line.startswith("failed:")], lines
-            for line in lines:
-                if line.startswith("published "):
-                    _, step, digest = line.split()
-                    if published.setdefault(int(step), digest) != digest:
-                        tally.mismatches.append(f"{variant}, step {step}")
-            lost = published.items() - states(root).items()
+            for step, digest in published_by(lines).items():
+                if published.setdefault(step, digest) != digest:
+                    tally.mismatches.append(f"{variant}, step {step}")
+            lost = published.items() - end_of(store()).states.items()
             assert not lost, f"published checkpoints were lost: {lost}"
             if status == 0:
                 break
             assert status == -signal.SIGKILL
             tally.kills += 1
         tally.resumes += 1
-        if states(root) != expected:
-            tally.mismatches.append(f"{variant}, round {round_number}")
-        with forked(train(root, recipe_class, fields)) as child:
-            assert child.rest()[-1] == "done 0"
-        shutil.rmtree(root)
+        if end_of(store()) != expected:
+            tally.mismatches.append(f"{variant}, round {tally.resumes}")
+        with forked(train(store, variant)) as child:
+            lines = child.rest()
+        assert (steps_of(lines), lines[-1]) == ([], "done 1")
     return tally

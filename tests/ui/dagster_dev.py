@@ -113,12 +113,13 @@ def _command_line(process: psutil.Process) -> str:
 
 
 @contextmanager
-def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]]) -> Iterator[DagsterDev]:
+def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]], **variables: str) -> Iterator[DagsterDev]:
     """Start it, wait until the code location is loaded, and stop it in the end.
 
     Args:
         folder: Empty folder for everything it writes.
         recipes: Recipe files by name.
+        variables: Further environment variables.
 
     Raises:
         RuntimeError: It ended or was not ready in time; the message has the end of its log.
@@ -135,7 +136,7 @@ def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]]) -> Iterator[Da
         process = subprocess.Popen(
             [DAGSTER, "dev", *workspace],
             cwd=folder,
-            env=_environment(folder, ""),
+            env={**_environment(folder, ""), **variables},
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,

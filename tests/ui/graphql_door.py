@@ -16,6 +16,7 @@ mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
   ... on RunConfigValidationInvalid { errors { message } }
   ... on PythonError { message } } }
 """
+_TERMINATE = "mutation ($id: String!) { terminateRun(runId: $id) { __typename ... on PythonError { message } } }"
 _RUN = """
 query ($id: ID!) { runOrError(runId: $id) { ... on Run {
   status jobName parentRunId runConfigYaml
@@ -97,6 +98,11 @@ class GraphqlDoor:
         answer = self.ask(_LAUNCH, params={"selector": selector, "runConfigData": config or {}})["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return str(answer["run"]["runId"])
+
+    def terminate(self, run_id: str) -> None:
+        """Ask for a run's end, as the UI's Terminate does."""
+        answer = self.ask(_TERMINATE, id=run_id)["terminateRun"]
+        assert answer["__typename"] == "TerminateRunSuccess", answer
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run: status, jobName, parentRunId, runConfigYaml, tags by key, steps in the order of their start."""

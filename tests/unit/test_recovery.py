@@ -14,11 +14,11 @@ import pytest
 from kitchen_assets import sensors
 from kitchen_assets.kitchen import Kitchen, default_resources
 from kitchen_assets.recovery import (
-    FROZEN_TICKS,
     Attempt,
     Seen,
     Verdict,
     judge_failure,
+    looks_until_lost,
     lost_because,
     next_attempt,
     worker_tag,
@@ -108,33 +108,37 @@ def test_attempts_in_a_row_wait_longer_and_one_that_got_on_counts_anew() -> None
 
 def test_a_run_whose_process_is_gone_or_whose_host_was_restarted_is_lost() -> None:
     me = this_holder("one")
-    assert lost_because(json.dumps(asdict(me)), "one", None, Seen(-1, -1, 99)) == ""
+    assert lost_because(json.dumps(asdict(me)), "one", None, Seen(-1, -1, 99), looks=4) == ""
     gone = replace(me, started=me.started - 1)
     host = me.host.split("/")[0]
-    assert lost_because(json.dumps(asdict(gone)), "one", None, Seen(-1, -1, 1)) == (
+    assert lost_because(json.dumps(asdict(gone)), "one", None, Seen(-1, -1, 1), looks=4) == (
         f"its process {os.getpid()} on {host} is gone"
     )
     earlier = replace(me, boot="another-boot/pid:[1]")
-    assert lost_because(json.dumps(asdict(earlier)), "one", None, Seen(-1, -1, 1)) == f"{host} was started anew since"
+    assert (
+        lost_because(json.dumps(asdict(earlier)), "one", None, Seen(-1, -1, 1), looks=4)
+        == f"{host} was started anew since"
+    )
     container = replace(me, boot=f"{me.boot.partition('/')[0]}/pid:[1]")
-    assert lost_because(json.dumps(asdict(container)), "one", None, Seen(-1, -1, 99)) == ""
+    assert lost_because(json.dumps(asdict(container)), "one", None, Seen(-1, -1, 99), looks=4) == ""
 
 
 def test_a_heartbeat_that_stands_still_is_lost_after_a_number_of_looks() -> None:
     away = Holder(id="x", host="elsewhere/1", boot="b/p", pid=1, started=1.0, run="one")
     head = Head(FINGERPRINT, holder=away, token=3, heartbeat=7)
     seen = Seen(3, 7, 1)
-    for _ in range(FROZEN_TICKS - 2):
+    for _ in range(2):
         seen = seen.again(head)
-        assert lost_because("", "one", head, seen) == ""
-    assert (
-        lost_because("", "one", head, seen.again(head))
-        == f"its heartbeat stood still at {FROZEN_TICKS} looks in a row"
-    )
+        assert lost_because("", "one", head, seen, looks=4) == ""
+    assert lost_because("", "one", head, seen.again(head), looks=4) == "its heartbeat stood still at 4 looks in a row"
     assert seen.again(replace(head, heartbeat=8)).times == 1
     assert seen.again(replace(head, token=4)).times == 1
     # Somebody else holds it.
-    assert lost_because("", "two", head, seen.again(head)) == ""
+    assert lost_because("", "two", head, seen.again(head), looks=4) == ""
+
+
+def test_a_heartbeat_is_watched_for_three_times_its_ttl() -> None:
+    assert [looks_until_lost(every_s) for every_s in (1, 30, 31, 90, 600)] == [91, 4, 4, 2, 2]
 
 
 # Checkpoints.
@@ -325,12 +329,12 @@ def test_a_heartbeat_is_looked_for_in_the_store_that_the_run_names(
     version = blobs.compare_and_swap(
         head_key(FINGERPRINT), None, encode_head(Head(FINGERPRINT, holder=held, token=1, heartbeat=1))
     )
-    for _ in range(FROZEN_TICKS - 1):
+    for _ in range(3):
         look()
     blobs.compare_and_swap(
         head_key(FINGERPRINT), version, encode_head(Head(FINGERPRINT, holder=held, token=1, heartbeat=2))
     )
-    for _ in range(FROZEN_TICKS - 1):
+    for _ in range(3):
         look()
         found = instance.get_run_by_id(run.run_id)
         assert found is not None
