@@ -10,6 +10,7 @@ import dagster as dg
 from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
+from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
 from kitchen_assets.references import epoch_references
 from kitchen_assets.workflows import WORKFLOWS
 from kitchen_resources.blobs.resource import BlobsResource
@@ -92,8 +93,11 @@ class Kitchen:
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain())],
-            schedules=[schedule for recipe in compiled for schedule in recipe.schedules()],
+            jobs=[*(job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain())), storage_cleanup],
+            schedules=[
+                *(schedule for recipe in compiled for schedule in recipe.schedules()),
+                storage_cleanup_schedule,
+            ],
             resources={
                 **default_resources(),
                 **self.resources,
