@@ -101,9 +101,9 @@ class Pruned:
 
     def lines(self) -> list[str]:
         """The same as sentences."""
-        did = "would be" if self.dry_run else "were"
+        did, was = ("would be", "would be") if self.dry_run else ("were", "was")
         payload = [
-            f"run {run[:12]}: the payload of steps {_listed(steps)} {did} deleted" for run, steps in self.runs.items()
+            f"run {run[:12]}: the payload at step {_listed(steps)} {was} deleted" for run, steps in self.runs.items()
         ]
         said = [
             *payload,

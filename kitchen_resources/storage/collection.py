@@ -96,7 +96,7 @@ def collect(
     keys = [key for launch in old.values() for key in launch]
     notes = len(keys) if dry_run else sum(remove_launch(blobs, launch) for launch in old.values())
     began = clock()
-    marking = mark(blobs, _required(blobs, protected), without=frozenset(keys))
+    marking = mark(blobs, _required(blobs), named=protected, without=frozenset(keys))
     with at_work() as holder:
         sweep = _Sweep(blobs, marking, holder, held, began, grace_s, dry_run, clock)
         sweep.settle_markers()
@@ -239,10 +239,10 @@ def _held(blobs: BlobStore) -> tuple[dict[str, HeldRun], dict[str, str]]:
     return held, runs
 
 
-def _required(blobs: BlobStore, protected: Set[str]) -> dict[str, str]:
+def _required(blobs: BlobStore) -> dict[str, str]:
     """The manifests of all checkpoints that exist, and who needs them: without one, what it names looks like garbage."""
     store = CheckpointStore(blobs)
-    required = dict.fromkeys(protected, "a manifest of a model version")
+    required: dict[str, str] = {}
     for fingerprint in store.find(""):
         for entry in store.head(fingerprint).entries():
             required[entry.manifest] = f"the manifest of run {fingerprint[:12]}, step {entry.step}"

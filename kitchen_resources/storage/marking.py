@@ -74,6 +74,7 @@ def mark(
     blobs: BlobStore,
     required: Mapping[str, str],
     *,
+    named: Collection[str] = (),
     without: Collection[str] = (),
     searched_bytes: int = SEARCHED_BYTES,
 ) -> Marking:
@@ -84,10 +85,11 @@ def mark(
     Args:
         blobs: The store.
         required: What must be there and sound because it names others, and who needs it, by digest.
+        named: Further digests that are taken to be named.
         without: Keys of roots that are taken not to be there.
         searched_bytes: See `SEARCHED_BYTES`.
     """
-    alive: dict[str, Kind] = dict.fromkeys(required, Kind.RECORD)
+    alive: dict[str, Kind] = dict.fromkeys((*required, *named), Kind.RECORD)
     unsound: list[str] = []
     count = size = 0
     for key, key_size in list_sizes(blobs, ""):
