@@ -10,6 +10,7 @@ import dagster as dg
 from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
+from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
 from kitchen_assets.references import epoch_references
 from kitchen_assets.sensors import run_sensors
 from kitchen_assets.tags import KIND
@@ -103,8 +104,11 @@ class Kitchen:
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=jobs,
-            schedules=[schedule for recipe in compiled for schedule in recipe.schedules()],
+            jobs=[*jobs, storage_cleanup],
+            schedules=[
+                *(schedule for recipe in compiled for schedule in recipe.schedules()),
+                storage_cleanup_schedule,
+            ],
             sensors=run_sensors(training, evaluations, {recipe.name: recipe.recipe for recipe in compiled}),
             resources={
                 **default_resources(),

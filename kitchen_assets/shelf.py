@@ -1,43 +1,30 @@
-"""What is on the shelf: exporting models, and the room that runs take."""
+"""What is on the shelf: exporting models, the room that things take, freeing it, and whether all is sound."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kitchen_resources.blobs.listing import Uploads
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import default_store, open_store
-from kitchen_resources.checkpoints.head import CheckpointEntry
+from kitchen_resources.blobs.workplace import remove_abandoned
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.lease import acquire, is_free
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
-from kitchen_resources.errors import CheckpointError, ConfigError, LeaseHeld
-from kitchen_resources.registry.port import ModelVersion
+from kitchen_resources.errors import BlobError, ConfigError, LeaseHeld
+from kitchen_resources.registry.port import ModelRegistry, ModelVersion
 from kitchen_resources.registry.store import StoreRegistry
+from kitchen_resources.storage.collection import collect
+from kitchen_resources.storage.room import Storage, measure
+from kitchen_resources.storage.verification import Finding, verify_store
 from kitchen_resources.training.exporting import export_stored_checkpoint
 from kitchen_resources.training.model_files import write_model_folder
 
+_BROKEN_OFF_S = 24 * 3600.0
+"""Uploads that were begun longer ago than this, in seconds, are given up: parts of them are paid for."""
 
-@dataclass(frozen=True)
-class StoredRun:
-    """A run in the store.
-
-    Attributes:
-        recipe: Name of the recipe.
-        fingerprint: Identity of the run.
-        checkpoints: Checkpoints that exist.
-        whole: How many of them have their payload.
-        bytes: Size of those payloads.
-        ended: completed, early_stop, or "" while it isn't over.
-        held_by: Run that trains it now, or "".
-    """
-
-    recipe: str
-    fingerprint: str
-    checkpoints: int
-    whole: int
-    bytes: int
-    ended: str
-    held_by: str
+_DEFAULTS = {"keep_last": 1, "grace_hours": 24, "launch_days": 30}
 
 
 def export(source: str, target: str | Path, merged: bool = True, *, blobs: BlobStore | None = None) -> Path:
@@ -82,50 +69,211 @@ def export(source: str, target: str | Path, merged: bool = True, *, blobs: BlobS
     return export_stored_checkpoint(checkpoints, version.fingerprint, version.step, folder, merged=merged)
 
 
-def storage(blobs: BlobStore | None = None) -> list[StoredRun]:
-    """The runs in the store and the room that their checkpoints take, the largest first."""
-    checkpoints = CheckpointStore(blobs or open_store(default_store()))
-    return sorted(_stored_runs(checkpoints), key=lambda run: -run.bytes)
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning freed, or would free.
+
+    Attributes:
+        runs: Steps whose payload was deleted, by fingerprint. Runs that are being trained are left alone.
+        payload_bytes: Size of that payload; files that several checkpoints share are counted with each.
+        blobs: Blobs deleted that nothing names.
+        bytes: Their size.
+        marked: Blobs that nothing names, marked now: a later call deletes them.
+        waiting: Blobs that were marked before, and are not due yet.
+        notes: Notes removed of launches that are long over.
+        uploads: Uploads given up that had broken off.
+        held_back: Why no blob was deleted although it may have been due, or "".
+        uploads_left: Why uploads that had broken off were not looked for, or "".
+        dry_run: Whether nothing was changed.
+    """
+
+    runs: Mapping[str, list[int]]
+    payload_bytes: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    marked: int = 0
+    waiting: int = 0
+    notes: int = 0
+    uploads: int = 0
+    held_back: str = ""
+    uploads_left: str = ""
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """The same as sentences."""
+        did, was = ("would be", "would be") if self.dry_run else ("were", "was")
+        payload = [
+            f"run {run[:12]}: the payload at step {_listed(steps)} {was} deleted" for run, steps in self.runs.items()
+        ]
+        said = [
+            *payload,
+            f"{self.blobs} blobs that nothing names ({self.bytes} bytes) {did} deleted, {self.marked} {did} marked, "
+            f"{self.waiting} marked ones are not due yet",
+            f"{self.notes} notes of launches that are over {did} removed",
+        ]
+        if self.uploads:
+            said.append(f"{self.uploads} uploads that had broken off were given up")
+        if self.uploads_left:
+            said.append(f"uploads that had broken off were left: {self.uploads_left}")
+        if self.held_back:
+            said.append(
+                f"no blob is deleted: {self.held_back}; restore it from a backup, see kitchen_assets.verify()"
+            )
+        return said
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
-def prune(run: str = "", *, keep_last: int = 1, blobs: BlobStore | None = None) -> dict[str, list[int]]:
-    """Delete the payload of old checkpoints; records, and what a model version was made of, stay.
+def storage(blobs: BlobStore | None = None) -> Storage:
+    """The runs in the store, those with the largest checkpoints first, and what else takes room in it."""
+    return measure(blobs or open_store(default_store()))
+
+
+def verify(run: str = "", *, blobs: BlobStore | None = None) -> list[Finding]:
+    """Read everything that the store's heads, manifests, versions and aliases name, and compare it with its digest.
+
+    Changes nothing. From a bucket all of it is downloaded, a file at a time.
 
     Args:
-        run: First digits of a fingerprint; all runs that are not being trained when empty.
-        keep_last: Newest checkpoints of each run to keep whole.
+        run: First digits of a fingerprint; everything in the store when empty.
         blobs: The store; by default the one that runs use.
 
     Returns:
-        The steps pruned, by fingerprint. Runs that are being trained are left alone.
+        What is damaged or missing, each with who needs it; empty when all is sound.
 
     Raises:
-        ConfigError: No run starts with those digits, or `keep_last` is negative.
+        ConfigError: No run starts with those digits.
     """
-    if keep_last < 0:
-        raise ConfigError(f"is {keep_last}, and must be at least 0", where="keep_last", fix="keep_last=1")
+    store = blobs or open_store(default_store())
+    if run:
+        _find(CheckpointStore(store), run, "verify")
+    return verify_store(store, run)
+
+
+def prune(
+    run: str = "",
+    *,
+    keep_last: int | None = 1,
+    grace_hours: float = 24.0,
+    launch_days: float = 30.0,
+    dry_run: bool = False,
+    blobs: BlobStore | None = None,
+    registry: ModelRegistry | None = None,
+) -> Pruned:
+    """Free room: delete the payload of old checkpoints, and what nothing in the store names.
+
+    Records, and what a model version was made of, stay. What nothing names is only marked by this call, and deleted by
+    a later one, when the grace period is over: who has just stored it may be about to name it.
+
+    Args:
+        run: First digits of a fingerprint, and then only the payload of such runs; all runs and all garbage when empty.
+        keep_last: Newest checkpoints of each run to keep whole; None to keep all.
+        grace_hours: How long what nothing names stays marked before it is deleted. With less than the default be sure
+            that nothing else is at work in the store.
+        launch_days: Age from which on the notes of a launch that is over are removed.
+        dry_run: Change nothing, and say what would be done.
+        blobs: The store; by default the one that runs use.
+        registry: Where model versions are; by default in the store.
+
+    Raises:
+        ConfigError: No run starts with those digits, or a number is negative.
+        CheckpointError: The head of a run can't be read.
+    """
+    _require_bounds(keep_last=keep_last, grace_hours=grace_hours, launch_days=launch_days)
     store = blobs or open_store(default_store())
     checkpoints = CheckpointStore(store)
-    protected = StoreRegistry(store).protected_manifests()
-    pruned: dict[str, list[int]] = {}
+    found = _find(checkpoints, run, "prune")
+    protected = (registry or StoreRegistry(store)).protected_manifests()
+    steps: dict[str, list[int]] = {}
+    size = 0
+    if keep_last is not None:
+        for fingerprint in found:
+            entries = _prune_run(checkpoints, fingerprint, keep_last, protected, dry_run=dry_run)
+            if entries:
+                steps[fingerprint] = [entry.step for entry in entries]
+                size += sum(entry.bytes for entry in entries)
+    pruned = Pruned(runs=steps, payload_bytes=size, dry_run=dry_run)
+    if run:
+        return pruned
+    collected = collect(
+        store,
+        grace_s=grace_hours * 3600,
+        launch_age_s=launch_days * 24 * 3600,
+        protected=protected,
+        dry_run=dry_run,
+    )
+    uploads, uploads_left = (0, "") if dry_run else _clear_leftovers(store)
+    return replace(
+        pruned,
+        blobs=len(collected.deleted),
+        bytes=sum(collected.deleted.values()),
+        marked=collected.marked,
+        waiting=collected.waiting,
+        notes=collected.notes,
+        uploads=uploads,
+        held_back=collected.held_back,
+        uploads_left=uploads_left,
+    )
+
+
+def _prune_run(
+    checkpoints: CheckpointStore, fingerprint: str, keep_last: int, protected: Set[str], *, dry_run: bool
+) -> list[CheckpointEntry]:
+    """Delete the payload of a run's old checkpoints; those that had it, or none when the run is being trained."""
+
+    def keep(head: Head) -> set[int]:
+        return payload_to_keep(
+            head.entries(), {}, metric="loss", keep_last=keep_last, keep_best=0, protected=protected
+        )
+
+    if dry_run:
+        head = checkpoints.head(fingerprint)
+        kept = keep(head)
+        if head.holder is not None and not is_free(head.holder):
+            return []
+        return [entry for entry in head.entries() if entry.payload == "present" and entry.step not in kept]
+    try:
+        lease = acquire(checkpoints.blobs, fingerprint, run="prune", wait_s=0)
+    except LeaseHeld:
+        return []
+    try:
+        steps = checkpoints.prune(lease, keep(lease.head), f"pruned by hand, keep_last {keep_last}")
+        return [entry for entry in lease.head.entries() if entry.step in steps]
+    finally:
+        lease.release()
+
+
+def _clear_leftovers(store: BlobStore) -> tuple[int, str]:
+    """Remove the local folders of workers that are gone, and give up uploads that broke off.
+
+    Returns:
+        How many uploads, and why they couldn't be looked for: it takes permissions that nothing else needs.
+    """
+    remove_abandoned(store.scratch())
+    if not isinstance(store, Uploads):
+        return 0, ""
+    try:
+        return store.abort_uploads(_BROKEN_OFF_S), ""
+    except BlobError as error:
+        return 0, error.what
+
+
+def _find(checkpoints: CheckpointStore, run: str, where: str) -> list[str]:
     found = checkpoints.find(run)
     if run and not found:
-        raise ConfigError(f"no run starts with {run}", where="prune", fix="see kitchen_assets.storage()")
-    for fingerprint in found:
-        try:
-            lease = acquire(store, fingerprint, run="prune", wait_s=0)
-        except LeaseHeld:
-            continue
-        try:
-            keep = payload_to_keep(
-                lease.head.entries(), {}, metric="loss", keep_last=keep_last, keep_best=0, protected=protected
-            )
-            steps = checkpoints.prune(lease, keep, f"pruned by hand, keep_last {keep_last}")
-        finally:
-            lease.release()
-        if steps:
-            pruned[fingerprint] = steps
-    return pruned
+        raise ConfigError(f"no run starts with {run}", where=where, fix="see kitchen_assets.storage()")
+    return found
+
+
+def _require_bounds(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not number >= 0:
+            raise ConfigError(f"is {number}, and must be at least 0", where=name, fix=f"{name}={_DEFAULTS[name]}")
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _version(registry: StoreRegistry, name: str, which: str) -> ModelVersion:
@@ -135,29 +283,3 @@ def _version(registry: StoreRegistry, name: str, which: str) -> ModelVersion:
             f"model {name!r} has no alias {which!r}", where="export", fix=f"{name}@candidate, or a number"
         )
     return registry.get(name, number)
-
-
-def _stored_runs(checkpoints: CheckpointStore) -> Iterator[StoredRun]:
-    for fingerprint in checkpoints.find(""):
-        head = checkpoints.head(fingerprint)
-        entries = head.entries()
-        whole = [entry for entry in entries if entry.payload == "present"]
-        yield StoredRun(
-            recipe=_recipe_of(checkpoints, entries),
-            fingerprint=fingerprint,
-            checkpoints=len(entries),
-            whole=len(whole),
-            bytes=sum(entry.bytes for entry in whole),
-            ended=head.end.reason if head.end else "",
-            held_by=head.holder.run if head.holder and not is_free(head.holder) else "",
-        )
-
-
-def _recipe_of(checkpoints: CheckpointStore, entries: Sequence[CheckpointEntry]) -> str:
-    for entry in entries:
-        try:
-            return checkpoints.manifest(entry).recipe
-        except CheckpointError:
-            # Damaged; the other runs are to be seen all the same.
-            continue
-    return ""

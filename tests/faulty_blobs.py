@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kitchen_resources.blobs.listing import list_sizes
 from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore, Stored
 from kitchen_resources.errors import BlobError
@@ -63,6 +64,10 @@ class FaultyBlobs:
     def list(self, prefix: str) -> Iterator[str]:
         self.before("list", prefix)
         yield from self.inner.list(prefix)
+
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        self.before("list", prefix)
+        yield from list_sizes(self.inner, prefix)
 
     def delete(self, key: str) -> bool:
         self.before("delete", key)

@@ -1,13 +1,22 @@
-"""Immutable content by digest, on any blob store: `blobs/sha256/<sha256>`, verified whenever it is read."""
+"""Immutable content by digest, on any blob store: `blobs/sha256/<sha256>`, verified whenever it is read.
+
+What nothing refers to is deleted by a collection (`storage/collection.py`). So whoever stores content first takes it
+back from one (`blobs/garbage.py`), also where it is there already, and names it in an object of its own within the
+grace period.
+"""
 
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kitchen_resources.blobs.garbage import spare
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import canonical_json, digest_bytes, digest_file
 from kitchen_resources.errors import CheckpointError
+
+CONTENT = "blobs/sha256/"
+"""What the keys of immutable content start with."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,21 @@ class ContentStore:
         self.blobs = blobs
 
     def put(self, data: bytes) -> str:
-        """Store bytes; returns their sha256. A damaged object of that name is replaced."""
+        """Store bytes; returns their sha256. A damaged object of that name is replaced.
+
+        Raises:
+            BlobError: A collection was deleting that object, and doesn't come to an end.
+        """
         sha256 = digest_bytes(data)
         key = content_key(sha256)
-        if not self.blobs.put_if_absent(key, data):
+        spare(self.blobs, sha256)
+        while not self.blobs.put_if_absent(key, data):
             stored = self.blobs.get(key)
-            if stored is None or stored.data != data:
-                self.blobs.delete(key)
-                self.blobs.put_if_absent(key, data)
+            # Swapped and not deleted first: who dies in between would lose what others were told is stored.
+            if stored is not None and (
+                stored.data == data or self.blobs.compare_and_swap(key, stored.version, data) is not None
+            ):
+                break
         return sha256
 
     def put_json(self, value: Any) -> str:
@@ -41,8 +57,13 @@ class ContentStore:
         return self.put(canonical_json(value))
 
     def put_file(self, path: Path) -> StoredFile:
-        """Store a file that won't be written again. A damaged object of its name is replaced."""
+        """Store a file that won't be written again. A damaged object of its name is replaced.
+
+        Raises:
+            BlobError: A collection was deleting that object, and doesn't come to an end.
+        """
         sha256 = digest_file(path)
+        spare(self.blobs, sha256)
         put_sound_file(self.blobs, content_key(sha256), path, sha256)
         return StoredFile(sha256, path.stat().st_size)
 
@@ -80,7 +101,7 @@ class ContentStore:
 
 def content_key(sha256: str) -> str:
     """Key of immutable content."""
-    return f"blobs/sha256/{sha256}"
+    return f"{CONTENT}{sha256}"
 
 
 def put_sound_file(blobs: BlobStore, key: str, path: Path, sha256: str) -> None:

@@ -78,6 +78,12 @@ class MemoryBlobs:
             keys = sorted(key for key in self._objects if key.startswith(prefix))
         yield from keys
 
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As `SizedListing.list_sizes`, of the objects there are at the first step."""
+        with self._lock:
+            found = sorted((key, len(data)) for key, data in self._objects.items() if key.startswith(prefix))
+        yield from found
+
     def delete(self, key: str) -> bool:
         """As `BlobStore.delete`."""
         check_key(key)

@@ -155,6 +155,10 @@ class S3Blobs:
 
     def list(self, prefix: str) -> Iterator[str]:
         """As `BlobStore.list`, a page of a thousand keys at a time."""
+        yield from (key for key, _ in self.list_sizes(prefix))
+
+    def list_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As `SizedListing.list_sizes`: a page says both."""
         if not may_start_key(prefix):
             return
         with self._failures(prefix):
@@ -166,7 +170,31 @@ class S3Blobs:
                 for found in page.get("Contents", ()):
                     key = found["Key"].removeprefix(self._name(""))
                     if is_key(key):
-                        yield key
+                        yield key, int(found["Size"])
+
+    def abort_uploads(self, older_than_s: float) -> int:
+        """As `Uploads.abort_uploads`: multipart uploads of the store's prefix, which nobody will finish."""
+        now, count = time.time(), 0
+        with self._failures(""):
+            pages = self._s3.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._settings.bucket, Prefix=self._name("")
+            )
+            for upload in [found for page in pages for found in page.get("Uploads", ())]:
+                # Where the service can't say when it was begun, it may be under way.
+                begun = upload.get("Initiated")
+                if begun is None or now - begun.timestamp() <= older_than_s:
+                    continue
+                self._abort(upload["Key"], upload["UploadId"])
+                count += 1
+        return count
+
+    def _abort(self, name: str, upload: str) -> None:
+        try:
+            self._s3.abort_multipart_upload(Bucket=self._settings.bucket, Key=name, UploadId=upload)
+        except Exception as error:
+            # Finished or given up by somebody else meanwhile.
+            if code_of(error) not in MISSING:
+                raise
 
     def delete(self, key: str) -> bool:
         """As `BlobStore.delete`; of two that delete one object at once, both may be told that there was one."""

@@ -118,7 +118,7 @@ class CheckpointStore:
         target.mkdir(parents=True)
         for name, file in manifest.files.items():
             path = target / name
-            key = _payload_key(fingerprint, manifest.token, file.sha256)
+            key = payload_key(fingerprint, manifest.token, file.sha256)
             if self.blobs.size(key) != file.size:
                 raise CheckpointError(f"{name} is missing or has another size", where=where)
             self.blobs.get_file(key, path)
@@ -299,7 +299,7 @@ class CheckpointStore:
 
         lease.update(change)
         needed = self._needed(lease)
-        prefix = _payload_key(fingerprint)
+        prefix = payload_key(fingerprint)
         for key in list(self.blobs.list(prefix)):
             # What a later holder makes is never touched: this one may have been taken over since it last looked.
             token = key.removeprefix(prefix).partition("/")[0]
@@ -320,7 +320,7 @@ class CheckpointStore:
                 self.quarantine(lease, entry.step, str(error))
                 continue
             for file in manifest.files.values():
-                needed.add(_payload_key(lease.head.fingerprint, manifest.token, file.sha256))
+                needed.add(payload_key(lease.head.fingerprint, manifest.token, file.sha256))
         return needed
 
     def require_space(self, state_bytes: int) -> None:
@@ -343,7 +343,7 @@ class CheckpointStore:
     def _put_payload(self, lease: Lease, path: Path, *, state: bool) -> StoredFile:
         size = path.stat().st_size
         sha256 = digest_file(path)
-        put_sound_file(self.blobs, _payload_key(lease.head.fingerprint, lease.token, sha256), path, sha256)
+        put_sound_file(self.blobs, payload_key(lease.head.fingerprint, lease.token, sha256), path, sha256)
         return StoredFile(sha256, size, state)
 
     def _put_record(self, data: bytes) -> StoredFile:
@@ -385,7 +385,7 @@ def _require_plain(name: str, where: str) -> None:
         raise CheckpointError(f"its manifest names the file {name!r}", where=where)
 
 
-def _payload_key(fingerprint: str, token: int | None = None, sha256: str = "") -> str:
+def payload_key(fingerprint: str, token: int | None = None, sha256: str = "") -> str:
     """Key of a file, or what the keys of all files of a run start with."""
     prefix = f"runs/{fingerprint}/payload/"
     return prefix if token is None else f"{prefix}{token}/{sha256}"

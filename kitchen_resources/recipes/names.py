@@ -10,6 +10,9 @@ RESOURCE_KEYS = ("trainer", "blobs", "datasets", "evaluator", "registry", "telem
 
 RESERVED = frozenset({*RESOURCE_KEYS, "io_manager", "epoch_references"})
 
+CLEANUP_JOB = "storage_cleanup"
+"""The job that every location has besides those of its recipes, and so no name of a recipe."""
+
 JOB_SUFFIXES = {"_promote": "a promotion job", "_evaluate_checkpoint": "an evaluation job"}
 """What the names of a recipe's other jobs end in, and so the name of no recipe may."""
 
@@ -20,8 +23,8 @@ def check_name(name: str, *, where: str) -> str:
     """The name itself, when a recipe may have it.
 
     Raises:
-        ConfigError: It isn't a plain lower-case name, it is the key of a port or a word of Python's, or it could be
-            the name of one of another recipe's jobs.
+        ConfigError: It isn't a plain lower-case name, it is the key of a port or a word of Python's, or the name of
+            another job: one of another recipe's, or the one that clears the store.
     """
     if not _NAME.match(name):
         raise ConfigError(
@@ -38,6 +41,8 @@ def check_name(name: str, *, where: str) -> str:
 def _taken(name: str) -> str:
     if name in RESERVED:
         return "is the key of a resource"
+    if name == CLEANUP_JOB:
+        return "is the name of the job that clears the store"
     if keyword.iskeyword(name):
         # Dagster hands resources over as a named tuple, whose fields can't be keywords.
         return "is a keyword of Python"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kitchen_assets as kitchen
-from kitchen_assets.shelf import StoredRun, export, prune, storage
+from kitchen_assets.shelf import export, prune, storage
 from kitchen_resources.blobs.content import content_key
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.checkpoints.head import encode_head, head_key
@@ -17,6 +17,7 @@ from kitchen_resources.datasets.sources import NoopDatasets
 from kitchen_resources.digests import digest_bytes
 from kitchen_resources.errors import CheckpointError, ConfigError, RegistryError
 from kitchen_resources.registry.store import StoreRegistry
+from kitchen_resources.storage.room import StoredRun
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
 from kitchen_resources.training.trl import export as trl_export
 from tests.engine import Engine, Planted, UnmarkedTrainer, failing_at, needed_files, payload_keys, register
@@ -38,7 +39,7 @@ def fingerprint_of(engine: Engine) -> str:
 
 
 def test_an_empty_store_holds_no_runs() -> None:
-    assert storage(Engine().blobs) == []
+    assert list(storage(Engine().blobs)) == []
 
 
 def test_the_runs_in_the_store_the_largest_first(engine: Engine) -> None:
@@ -88,7 +89,7 @@ def test_the_store_that_runs_use_is_the_default(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("KITCHEN_STORE", str(tmp_path / "store"))
     fingerprint = fingerprint_of(engine)
     assert [run.fingerprint for run in kitchen.storage()] == [fingerprint]
-    assert kitchen.prune() == {fingerprint: [6]}
+    assert kitchen.prune().runs == {fingerprint: [6]}
     assert len(payload_keys(engine)) == 1
     with pytest.raises(CheckpointError, match="is simulated and has no weights"):
         kitchen.export(f"{fingerprint[:12]}@9", tmp_path / "model")
@@ -101,8 +102,8 @@ def test_pruning_by_hand_keeps_the_newest_of_each_run(engine: Engine) -> None:
     first = fingerprint_of(engine)
     engine.finish(seed=1, keep_last=3)
     second = engine.run(seed=1).fingerprint
-    assert prune(blobs=engine.blobs) == {first: [3, 6], second: [3, 6]}
-    assert prune(blobs=engine.blobs) == {}
+    assert prune(blobs=engine.blobs).runs == {first: [3, 6], second: [3, 6]}
+    assert prune(blobs=engine.blobs).runs == {}
     assert len(payload_keys(engine)) == needed_files(engine) == 2
     for fingerprint in (first, second):
         head = engine.store.head(fingerprint)
@@ -114,26 +115,26 @@ def test_pruning_by_hand_keeps_the_newest_of_each_run(engine: Engine) -> None:
 def test_only_the_named_run_is_pruned(engine: Engine) -> None:
     first = fingerprint_of(engine)
     engine.finish(seed=1, keep_last=3)
-    assert prune(first[:8], blobs=engine.blobs) == {first: [3, 6]}
+    assert prune(first[:8], blobs=engine.blobs).runs == {first: [3, 6]}
     assert len(payload_keys(engine)) == 4
 
 
 @pytest.mark.parametrize(("keep_last", "gone"), [(0, [3, 6, 9]), (1, [3, 6]), (2, [3]), (3, []), (9, [])])
 def test_as_many_are_kept_as_are_asked_for(engine: Engine, keep_last: int, gone: list[int]) -> None:
     expected = {fingerprint_of(engine): gone} if gone else {}
-    assert prune(keep_last=keep_last, blobs=engine.blobs) == expected
+    assert prune(keep_last=keep_last, blobs=engine.blobs).runs == expected
     assert len(payload_keys(engine)) == 3 - len(gone)
 
 
 def test_what_a_version_was_made_of_is_kept(engine: Engine) -> None:
     register(engine, engine.head(), 3)
-    assert prune(keep_last=0, blobs=engine.blobs) == {fingerprint_of(engine): [6, 9]}
+    assert prune(keep_last=0, blobs=engine.blobs).runs == {fingerprint_of(engine): [6, 9]}
     assert [entry.payload for entry in engine.head().entries()] == ["present", "pruned", "pruned"]
 
 
 def test_a_run_that_is_being_trained_is_left_alone(engine: Engine) -> None:
     lease = acquire(engine.blobs, fingerprint_of(engine), run="run-9", wait_s=0.0)
-    assert prune(blobs=engine.blobs) == {}
+    assert prune(blobs=engine.blobs).runs == {}
     assert len(payload_keys(engine)) == 3
     lease.check()
     lease.release()
@@ -146,7 +147,7 @@ def test_what_can_not_be_pruned_is_refused(engine: Engine) -> None:
     with pytest.raises(ConfigError) as refused:
         prune(keep_last=-1, blobs=engine.blobs)
     assert str(refused.value) == "keep_last: is -1, and must be at least 0\n  fix: keep_last=1"
-    assert prune(blobs=Engine().blobs) == {}
+    assert prune(blobs=Engine().blobs).runs == {}
     assert len(payload_keys(engine)) == 3
 
 

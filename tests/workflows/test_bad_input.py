@@ -230,7 +230,7 @@ def test_recipes_of_the_folder_are_recipes_of_the_location(
     lora = manifest.identity["recipe"]["lora"]
     assert (lora["rank"], lora["alpha"], lora["dropout"]) == (8, 64, 0.1)
     assert manifest.identity["recipe"]["learning_rate"] == 2.0e-3
-    (schedule,) = built_in().definitions().schedules or ()
+    schedule, _ = built_in().definitions().schedules or ()
     assert (schedule.name, schedule.cron_schedule, schedule.execution_timezone) == (  # type: ignore[union-attr]
         "dates_lora_schedule",
         "0 3 * * *",

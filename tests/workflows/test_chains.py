@@ -114,7 +114,8 @@ def test_a_base_and_a_teacher_of_two_recipes_are_two_edges() -> None:
     jobs = {job.name for job in location.definitions().jobs or ()}
     # A version that is named isn't what a run would register.
     assert jobs == {*("first", "large", "student"), *(f"{n}_promote" for n in ("first", "large", "student"))} | {
-        "large_then_student"
+        "large_then_student",
+        "storage_cleanup",
     }
 
 
