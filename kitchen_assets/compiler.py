@@ -93,7 +93,7 @@ class RecipeAssets:
             )
             yield dg.Output(None, metadata=dict(found))
 
-        @dg.job(name=f"{self.name}_{job.name}", description=job.description, tags=self._tags("evaluation"))
+        @dg.job(name=f"{self.name}_{job.name}", description=job.description, tags=self._tags("maintenance"))
         def compiled() -> None:
             work()
 

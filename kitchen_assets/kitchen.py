@@ -13,7 +13,6 @@ from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
 from kitchen_assets.references import epoch_references
 from kitchen_assets.sensors import run_sensors
-from kitchen_assets.tags import KIND
 from kitchen_assets.workflows import WORKFLOWS
 from kitchen_resources.blobs.resource import BlobsResource
 from kitchen_resources.datasets.resource import DatasetsResource
@@ -92,15 +91,7 @@ class Kitchen:
     def definitions(self) -> dg.Definitions:
         """The Dagster definitions of the location."""
         compiled = self.recipe_assets()
-        by_checkpoint = {recipe.name: recipe.checkpoint_jobs() for recipe in compiled}
-        evaluations = {
-            name: job
-            for name, made in by_checkpoint.items()
-            for job in made
-            if job.name == f"{name}_evaluate_checkpoint"
-        }
-        jobs = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *by_checkpoint[recipe.name])]
-        training = [job for job in jobs if job.tags[KIND] == "training"]
+        jobs = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
@@ -109,7 +100,7 @@ class Kitchen:
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,
             ],
-            sensors=run_sensors(training, evaluations, {recipe.name: recipe.recipe for recipe in compiled}),
+            sensors=run_sensors(jobs, {recipe.name: recipe.recipe for recipe in compiled}),
             resources={
                 **default_resources(),
                 **self.resources,

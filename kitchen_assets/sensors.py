@@ -6,7 +6,7 @@ its local launcher has no health check, and neither sees the runs of `dagster jo
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,14 +16,16 @@ import dagster as dg
 from kitchen_assets.beta import running_sensor
 from kitchen_assets.recovery import Seen, judge_failure, looks_until_lost, lost_because, next_attempt
 from kitchen_assets.stages.checkpoints import partition_key
-from kitchen_assets.tags import ATTEMPT, FINGERPRINT, RECIPE, RESUME_OF, WORKER
+from kitchen_assets.tags import ATTEMPT, FINGERPRINT, KIND, RECIPE, RESUME_OF, WORKER
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import BlobsResource, configured_store
 from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.lease import is_free
+from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import KitchenError
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.registry.store import StoreRegistry
 
 ATTEMPTS = "KITCHEN_RESUME_ATTEMPTS"
 FIRST_WAIT = "KITCHEN_RESUME_WAIT_S"
@@ -38,17 +40,34 @@ _OVERLAP = timedelta(seconds=5)
 _AT_ONCE = 50
 
 
-def run_sensors(
-    jobs: Sequence[Any], evaluations: Mapping[str, dg.JobDefinition], recipes: Mapping[str, Recipe]
-) -> list[dg.SensorDefinition]:
+def run_sensors(jobs: Sequence[Any], recipes: Mapping[str, Recipe]) -> list[dg.SensorDefinition]:
     """The sensors of a location, all of which are on.
 
     Args:
-        jobs: Its training jobs.
-        evaluations: The jobs that evaluate a checkpoint, by recipe.
+        jobs: Its jobs.
         recipes: Its recipes, by name.
     """
-    return [_lost_runs(), _resume_runs(jobs), _evaluate_checkpoints(evaluations, recipes)]
+    by_name = {job.name: job for job in jobs}
+    return [
+        _lost_runs(),
+        _resume_runs([job for job in jobs if job.tags.get(KIND) == "training"]),
+        _checkpoint_sensor(
+            "evaluate_checkpoints",
+            "evaluate_checkpoint",
+            recipes,
+            by_name,
+            unevaluated,
+            "Evaluates checkpoints whose evaluation was due and never came, because their run ended before it.",
+        ),
+        _checkpoint_sensor(
+            "retain_checkpoints",
+            "retain_checkpoints",
+            recipes,
+            by_name,
+            overfull,
+            "Deletes payload that the recipe doesn't keep, of runs that ended before they came to it.",
+        ),
+    ]
 
 
 def _lost_runs() -> dg.SensorDefinition:
@@ -176,14 +195,32 @@ def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, 
     return ""
 
 
-def _evaluate_checkpoints(jobs: Mapping[str, dg.JobDefinition], recipes: Mapping[str, Recipe]) -> dg.SensorDefinition:
+def _checkpoint_sensor(
+    name: str,
+    job: str,
+    recipes: Mapping[str, Recipe],
+    jobs: Mapping[str, dg.JobDefinition],
+    find: Callable[[dg.DagsterRun, Head, Recipe, BlobStore], list[str]],
+    description: str,
+) -> dg.SensorDefinition:
+    """A sensor that runs a job on checkpoints of runs that are over.
+
+    Args:
+        name: Of the sensor.
+        job: Name of the job, after the recipe's.
+        recipes: Recipes by name.
+        jobs: All jobs by name.
+        find: The partition keys to run it on, of a run that nobody trains any more.
+        description: Of the sensor.
+    """
+
     @running_sensor(
-        name="evaluate_checkpoints",
-        jobs=list(jobs.values()),
+        name=name,
+        jobs=[jobs[f"{recipe}_{job}"] for recipe in recipes if f"{recipe}_{job}" in jobs],
         minimum_interval_seconds=_every_s(),
-        description="Evaluates checkpoints whose evaluation was due and never came, because their run ended before it.",
+        description=description,
     )
-    def evaluate_checkpoints(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
+    def look(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
         since = datetime.fromisoformat(context.cursor) if context.cursor else _now() - _LOOK_BACK
         records = context.instance.get_run_records(
             dg.RunsFilter(statuses=_ENDED, updated_after=since - _OVERLAP),
@@ -191,25 +228,42 @@ def _evaluate_checkpoints(jobs: Mapping[str, dg.JobDefinition], recipes: Mapping
             order_by="update_timestamp",
             ascending=True,
         )
-        requests = [
-            dg.RunRequest(
-                run_key=f"evaluate-{checkpoint}",
-                job_name=jobs[name].name,
-                run_config=evaluation_config(run, name, checkpoint),
-                tags={RESUME_OF: run.tags.get(RESUME_OF) or run.root_run_id or run.run_id},
-            )
-            for run in (record.dagster_run for record in records)
-            if (name := run.tags.get(RECIPE, "")) in jobs and not _will_resume(run, context)
-            for checkpoint in unevaluated(run, _head(context, run, blobs), recipes[name])
-        ]
+        requests = []
+        for run in (record.dagster_run for record in records):
+            recipe = recipes.get(run.tags.get(RECIPE, ""))
+            head = _head(context, run, blobs)
+            if recipe is None or head is None or _is_held(head) or _will_resume(run, context):
+                continue
+            for checkpoint in find(run, head, recipe, run_store(run, blobs)):
+                requests.append(_on_checkpoint(run, f"{recipe.definition.name}_{job}", checkpoint))
         newest = max([since, *(_utc(record.update_timestamp) for record in records)])
         return dg.SensorResult(run_requests=requests, cursor=newest.isoformat())
 
-    return evaluate_checkpoints
+    return look
+
+
+def _on_checkpoint(run: dg.DagsterRun, job: str, checkpoint: str) -> dg.RunRequest:
+    """The request for a job on a checkpoint, with the resources of the run that made it."""
+    config: Any = run.run_config
+    recipe = run.tags[RECIPE]
+    op = f"{recipe}__{job.removeprefix(f'{recipe}_')}"
+    return dg.RunRequest(
+        run_key=f"{job}-{checkpoint}",
+        job_name=job,
+        run_config={
+            "resources": dict(config.get("resources", {})),
+            "ops": {op: {"config": {"checkpoint": checkpoint}}},
+        },
+        tags={RESUME_OF: run.tags.get(RESUME_OF) or run.root_run_id or run.run_id},
+    )
+
+
+def _is_held(head: Head) -> bool:
+    return head.holder is not None and not is_free(head.holder)
 
 
 def _will_resume(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
-    """Whether the run is run again, and then makes the evaluation itself."""
+    """Whether the run is run again, and then does by itself what it hasn't come to."""
     if run.status != dg.DagsterRunStatus.FAILURE:
         return False
     failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
@@ -217,19 +271,9 @@ def _will_resume(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> boo
     return tried < _attempts() and judge_failure(run.tags, [_error_class(failure) for failure in failures]).resume
 
 
-def unevaluated(run: dg.DagsterRun, head: Head | None, recipe: Recipe) -> list[str]:
-    """Partition keys of a run's checkpoints whose evaluation was due and isn't there.
-
-    Args:
-        run: A run that trained, and is over.
-        head: Head of what it trained.
-        recipe: Its recipe, as defined.
-    """
-    if head is None or (head.holder is not None and not is_free(head.holder)):
-        return []
-    config: Any = run.run_config
-    overrides = config.get("resources", {}).get(recipe.definition.name, {}).get("config", {})
-    every = overrides.get("eval_every", recipe.eval_every)
+def unevaluated(run: dg.DagsterRun, head: Head, recipe: Recipe, store: BlobStore) -> list[str]:
+    """Partition keys of a run's checkpoints whose evaluation was due and isn't there."""
+    every = launched(run, recipe, "eval_every")
     return [
         partition_key(head.fingerprint, entry.step)
         for entry in head.entries()
@@ -238,20 +282,32 @@ def unevaluated(run: dg.DagsterRun, head: Head | None, recipe: Recipe) -> list[s
     ]
 
 
-def evaluation_config(run: dg.DagsterRun, name: str, checkpoint: str) -> dict[str, Any]:
-    """Run config of the evaluation of one of a run's checkpoints: with the run's own resources.
-
-    Args:
-        run: The run that trained.
-        name: Name of its recipe.
-        checkpoint: Partition key.
-    """
-    config: Any = run.run_config
-    resources = config.get("resources", {})
-    return {
-        "resources": dict(resources),
-        "ops": {f"{name}__evaluate_checkpoint": {"config": {"checkpoint": checkpoint}}},
+def overfull(run: dg.DagsterRun, head: Head, recipe: Recipe, store: BlobStore) -> list[str]:
+    """The partition key of a run's newest checkpoint, if the run has payload that its recipe doesn't keep."""
+    metric = launched(run, recipe, "select_metric")
+    values = {
+        entry.epoch: recorded.metrics[metric]
+        for entry in head.entries()
+        for recorded in entry.evaluations.values()
+        if metric in recorded.metrics
     }
+    keep = payload_to_keep(
+        head.entries(),
+        values,
+        metric=metric,
+        keep_last=launched(run, recipe, "keep_last"),
+        keep_best=max(launched(run, recipe, "keep_best"), int(launched(run, recipe, "select") == "best")),
+        protected=StoreRegistry(store).protected_manifests(),
+    )
+    whole = {entry.step for entry in head.entries() if entry.payload == "present"}
+    return [partition_key(head.fingerprint, head.entries()[-1].step)] if whole - keep else []
+
+
+def launched(run: dg.DagsterRun, recipe: Recipe, field: str) -> Any:
+    """The value that a field of the recipe had in a run: the launch's, or the recipe's own."""
+    config: Any = run.run_config
+    overrides = config.get("resources", {}).get(recipe.definition.name, {}).get("config", {})
+    return overrides.get(field, getattr(recipe, field))
 
 
 def _location(context: dg.SensorEvaluationContext) -> str:

@@ -4,12 +4,14 @@ from typing import Any
 
 import dagster as dg
 
-from kitchen_assets.composition import ExternalStage
+from kitchen_assets.composition import CheckpointJob, ExternalStage
 from kitchen_assets.context import StageContext
 from kitchen_assets.tables import loss_plot, markdown_table
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.digests import digest_json
+from kitchen_resources.errors import CheckpointError
+from kitchen_resources.training.run import TrainingRun
 
 checkpoints = ExternalStage(
     name="checkpoints",
@@ -43,6 +45,44 @@ _OF_EVERY_METHOD = frozenset(
 def partition_key(fingerprint: str, step: int) -> str:
     """Key of a checkpoint's partition; padded, so that keys sort by step."""
     return f"{fingerprint[:12]}/{step:09d}"
+
+
+def find_checkpoint(kitchen: StageContext, checkpoint: str) -> tuple[TrainingRun, CheckpointEntry]:
+    """A checkpoint by the key of its partition, and the run that made it, which this launch's config is that of.
+
+    Raises:
+        CheckpointError: The config is another run's, or there is no such checkpoint.
+    """
+    run = TrainingRun(kitchen.launch, CheckpointEvents(kitchen))
+    prefix, _, step = checkpoint.partition("/")
+    where = f"checkpoint {checkpoint}"
+    if not run.fingerprint.startswith(prefix) or len(prefix) < 8 or not step.isdecimal():
+        raise CheckpointError(
+            f"isn't one of run {run.fingerprint[:12]}, which this config is of",
+            where=where,
+            fix="give the config of the run that made it, and the key of its partition: 3f2a91c04b77/000000400",
+        )
+    entry = run.head().at(int(step))
+    if entry is None:
+        raise CheckpointError(
+            "there is none at this step", where=where, fix=f"see the asset {kitchen.name}/checkpoints"
+        )
+    return run, entry
+
+
+def _retain_checkpoints(kitchen: StageContext, checkpoint: str) -> dict[str, Any]:
+    run, _ = find_checkpoint(kitchen, checkpoint)
+    run.retain()
+    whole = [entry.step for entry in run.head().entries() if entry.payload == "present"]
+    return {"fingerprint": run.fingerprint, "kept": dg.MetadataValue.json(whole)}
+
+
+retain_checkpoints = CheckpointJob(
+    name="retain_checkpoints",
+    execute=_retain_checkpoints,
+    description="Delete the payload of a run's checkpoints that its recipe doesn't keep (`keep_last`, `keep_best`); "
+    "`checkpoint` is the key of the partition of any of them. The config must be that of the run that made it.",
+)
 
 
 class CheckpointEvents:

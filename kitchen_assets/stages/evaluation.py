@@ -6,12 +6,10 @@ import dagster as dg
 
 from kitchen_assets.composition import CheckpointJob, StageResult, stage
 from kitchen_assets.context import StageContext
-from kitchen_assets.stages.checkpoints import CheckpointEvents
+from kitchen_assets.stages.checkpoints import CheckpointEvents, find_checkpoint
 from kitchen_assets.tables import markdown_table
 from kitchen_resources.digests import digest_json
-from kitchen_resources.errors import EvaluationError
 from kitchen_resources.evaluation.final import FinalEvaluation, evaluate_final
-from kitchen_resources.training.run import TrainingRun
 
 
 @stage(group="evaluation", kinds=("python",))
@@ -40,20 +38,7 @@ def evaluation(kitchen: StageContext) -> StageResult:
 
 
 def _evaluate_checkpoint(kitchen: StageContext, checkpoint: str) -> dict[str, Any]:
-    run = TrainingRun(kitchen.launch, CheckpointEvents(kitchen))
-    prefix, _, step = checkpoint.partition("/")
-    where = f"checkpoint {checkpoint}"
-    if not run.fingerprint.startswith(prefix) or len(prefix) < 8 or not step.isdecimal():
-        raise EvaluationError(
-            f"isn't one of run {run.fingerprint[:12]}, which this config is of",
-            where=where,
-            fix="give the config of the run that made it, and the key of its partition: 3f2a91c04b77/000000400",
-        )
-    entry = run.head().at(int(step))
-    if entry is None:
-        raise EvaluationError(
-            "there is none at this step", where=where, fix=f"see the asset {kitchen.name}/checkpoints"
-        )
+    run, entry = find_checkpoint(kitchen, checkpoint)
     if not run.evaluations.asked:
         kitchen.say("not measured: the run is simulated, or no rows are held out and the recipe has no evaluations")
         return {}

@@ -1,7 +1,7 @@
 """Preference optimisation: pairs, reference, epochs, model, evaluation, version."""
 
 from kitchen_assets.composition import Workflow
-from kitchen_assets.stages.checkpoints import checkpoint_evaluation, checkpoints
+from kitchen_assets.stages.checkpoints import checkpoint_evaluation, checkpoints, retain_checkpoints
 from kitchen_assets.stages.datasets import dataset, raw
 from kitchen_assets.stages.evaluation import evaluate_checkpoint, evaluation
 from kitchen_assets.stages.registry import production, promotion_gate, registered_model
@@ -28,5 +28,6 @@ preference = Workflow(
     ],
     checkpoint_jobs=[
         evaluate_checkpoint,
+        retain_checkpoints,
     ],
 )

@@ -13,7 +13,11 @@ RESERVED = frozenset({*RESOURCE_KEYS, "io_manager", "epoch_references"})
 CLEANUP_JOB = "storage_cleanup"
 """The job that every location has besides those of its recipes, and so no name of a recipe."""
 
-JOB_SUFFIXES = {"_promote": "a promotion job", "_evaluate_checkpoint": "an evaluation job"}
+JOB_SUFFIXES = {
+    "_promote": "a promotion job",
+    "_evaluate_checkpoint": "an evaluation job",
+    "_retain_checkpoints": "a retention job",
+}
 """What the names of a recipe's other jobs end in, and so the name of no recipe may."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")

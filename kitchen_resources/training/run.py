@@ -173,6 +173,11 @@ class TrainingRun:
             head = self.head()
         return Finished(head=head, selected=self._selected(head), steps_done=steps)
 
+    def retain(self) -> None:
+        """Delete the payload of checkpoints that the recipe doesn't keep."""
+        with self._leased() as lease:
+            self._retain(lease)
+
     def evaluate_selected(self) -> EvaluationResult:
         """What is measured of the checkpoint that becomes the model; measured now when it hasn't been."""
         return self.evaluate(self._selected(self.head()))

@@ -23,8 +23,9 @@ from kitchen_assets.recovery import (
     next_attempt,
     worker_tag,
 )
-from kitchen_assets.sensors import evaluation_config, unevaluated
+from kitchen_assets.sensors import overfull, unevaluated
 from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.checkpoints.head import (
     CheckpointEntry,
     Head,
@@ -144,8 +145,14 @@ def test_a_heartbeat_is_watched_for_three_times_its_ttl() -> None:
 # Checkpoints.
 
 
+RECIPE = bind(SupervisedRecipe, {"model": "m", "dataset": "d", "keep_last": 2}, RecipeDefinition(name="supervised"))
+
+
+def launched_with(**fields: Any) -> dg.DagsterRun:
+    return dg.DagsterRun("supervised", run_config={"resources": {"supervised": {"config": fields}}})
+
+
 def test_checkpoints_whose_evaluation_was_due_are_named() -> None:
-    recipe = bind(SupervisedRecipe, {"model": "m", "dataset": "d"}, RecipeDefinition(name="supervised"))
     recorded = {"key": RecordedEvaluation("b" * 64, {"held_out/loss": 1.0})}
     head = Head(
         FINGERPRINT,
@@ -157,20 +164,23 @@ def test_checkpoints_whose_evaluation_was_due_are_named() -> None:
             entry(20, 4),
         ),
     )
-    assert unevaluated(run_with(), head, recipe) == ["abababababab/000000010", "abababababab/000000020"]
-    assert unevaluated(run_with(), None, recipe) == []
-    assert unevaluated(run_with(), replace(head, holder=Holder("x", "elsewhere/1", "b/p", 1, 1.0)), recipe) == []
-    config = {"resources": {"supervised": {"config": {"eval_every": 4}}, "trainer": {"config": {}}}}
-    fourth = dg.DagsterRun(job_name="supervised", run_id="one", run_config=config)
-    assert unevaluated(fourth, head, recipe) == ["abababababab/000000020"]
-    never = dg.DagsterRun(
-        job_name="supervised", run_config={"resources": {"supervised": {"config": {"eval_every": 0}}}}
-    )
-    assert unevaluated(never, head, recipe) == []
-    assert evaluation_config(fourth, "supervised", "abababababab/000000020") == {
-        **config,
-        "ops": {"supervised__evaluate_checkpoint": {"config": {"checkpoint": "abababababab/000000020"}}},
-    }
+    store = MemoryBlobs()
+    assert unevaluated(run_with(), head, RECIPE, store) == ["abababababab/000000010", "abababababab/000000020"]
+    assert unevaluated(launched_with(eval_every=4), head, RECIPE, store) == ["abababababab/000000020"]
+    assert unevaluated(launched_with(eval_every=0), head, RECIPE, store) == []
+
+
+def test_a_run_with_more_payload_than_its_recipe_keeps_is_named_by_its_newest_checkpoint() -> None:
+    store = MemoryBlobs()
+    best = {"key": RecordedEvaluation("b" * 64, {"held_out/loss": 0.5})}
+    head = Head(FINGERPRINT, checkpoints=(entry(5, 1, evaluations=best), entry(10, 2), entry(15, 3)))
+    assert overfull(launched_with(keep_last=3, keep_best=0), head, RECIPE, store) == []
+    assert overfull(launched_with(keep_last=2, keep_best=1), head, RECIPE, store) == []
+    assert overfull(launched_with(keep_last=2, keep_best=0), head, RECIPE, store) == ["abababababab/000000015"]
+    assert overfull(launched_with(keep_best=0), head, RECIPE, store) == ["abababababab/000000015"]
+    assert overfull(launched_with(keep_best=0, select="best"), head, RECIPE, store) == []
+    pruned = replace(head, checkpoints=(entry(5, 1, payload="pruned"), *head.checkpoints[1:]))
+    assert overfull(launched_with(keep_best=0), pruned, RECIPE, store) == []
 
 
 # The sensors.
@@ -227,8 +237,8 @@ def made(
 
 def test_sensors_are_on(location: dg.RepositoryDefinition) -> None:
     found = {sensor.name: sensor.default_status for sensor in location.sensor_defs}
-    running = dg.DefaultSensorStatus.RUNNING
-    assert found.items() >= {"lost_runs": running, "resume_runs": running, "evaluate_checkpoints": running}.items()
+    names = ("lost_runs", "resume_runs", "evaluate_checkpoints", "retain_checkpoints")
+    assert found == dict.fromkeys(names, dg.DefaultSensorStatus.RUNNING)
 
 
 def test_a_failed_run_is_asked_for_once_with_its_own_config(
@@ -345,21 +355,34 @@ def test_a_heartbeat_is_looked_for_in_the_store_that_the_run_names(
     assert found.status == dg.DagsterRunStatus.FAILURE
 
 
-def test_an_evaluation_that_never_came_is_asked_for_once(
+def test_what_a_run_did_not_come_to_is_asked_for_once_and_not_while_somebody_trains_it(
     location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    look = Look(location, instance, "evaluate_checkpoints")
-    head = Head(FINGERPRINT, checkpoints=(entry(5, 1),))
-    LocalBlobs(tmp_path / "store").put_if_absent(head_key(FINGERPRINT), encode_head(head))
+    evaluate = Look(location, instance, "evaluate_checkpoints")
+    retain = Look(location, instance, "retain_checkpoints")
+    entries = tuple(entry(5 * epoch, epoch, evaluations={}) for epoch in range(1, 5))
+    blobs = LocalBlobs(tmp_path / "store")
+    blobs.put_if_absent(head_key(FINGERPRINT), encode_head(Head(FINGERPRINT, checkpoints=entries)))
+    held = Head("cd" * 32, holder=Holder("x", "elsewhere/1", "b/p", 1, 1.0), checkpoints=entries)
+    blobs.put_if_absent(head_key("cd" * 32), encode_head(held))
+    config = {"resources": {"supervised": {"config": {"keep_best": 0, "eval_every": 2}}}}
     fingerprint = {"kitchen/fingerprint": FINGERPRINT}
-    canceled = made(location, instance, dg.DagsterRunStatus.CANCELED, **fingerprint)
-    # This one is run again, and evaluates by itself.
-    made(location, instance, dg.DagsterRunStatus.FAILURE, **fingerprint)
-    (request,) = look()
-    assert (request.run_key, request.job_name) == (
-        "evaluate-abababababab/000000005",
-        "supervised_evaluate_checkpoint",
-    )
-    assert request.tags == {"kitchen/resume_of": canceled.run_id}
-    job = location.get_job("supervised_evaluate_checkpoint")
-    dg.validate_run_config(job, dict(request.run_config))
+    canceled = made(location, instance, dg.DagsterRunStatus.CANCELED, config, **fingerprint)
+    made(location, instance, dg.DagsterRunStatus.CANCELED, config, **{"kitchen/fingerprint": "cd" * 32})
+    # This one is run again, and does both by itself.
+    made(location, instance, dg.DagsterRunStatus.FAILURE, config, **fingerprint)
+    requests = [*evaluate(), *retain()]
+    assert [(request.run_key, request.job_name) for request in requests] == [
+        (f"{job}-abababababab/{step:09d}", job)
+        for job, step in (
+            ("supervised_evaluate_checkpoint", 10),
+            ("supervised_evaluate_checkpoint", 20),
+            ("supervised_retain_checkpoints", 20),
+        )
+    ]
+    for request in requests:
+        assert request.tags == {"kitchen/resume_of": canceled.run_id}
+        op = f"supervised__{str(request.job_name).removeprefix('supervised_')}"
+        checkpoint = str(request.run_key).removeprefix(f"{request.job_name}-")
+        assert request.run_config == {**config, "ops": {op: {"config": {"checkpoint": checkpoint}}}}
+        dg.validate_run_config(location.get_job(str(request.job_name)), dict(request.run_config))

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from kitchen_assets.kitchen import built_in
-from kitchen_resources.errors import EvaluationError
+from kitchen_resources.errors import CheckpointError
 from tests.workflows.conftest import SMALL, Bench
 
 pytestmark = pytest.mark.heavy
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_measured_once_and_shown_in_its_partition(bench: Bench) 
     # Another run's, none's, and no key at all.
     where = f"isn't one of run {run.fingerprint[:12]}, which this config is of"
     result = evaluate(bench, "abababababab/000000013", epochs=2, keep_last=2)
-    assert said(result).startswith(f"{EvaluationError.__name__}: checkpoint abababababab/000000013: {where}")
+    assert said(result).startswith(f"{CheckpointError.__name__}: checkpoint abababababab/000000013: {where}")
     assert where in said(evaluate(bench, "13", epochs=2, keep_last=2))
     nowhere = said(evaluate(bench, f"{run.fingerprint[:12]}/000000014", epochs=2, keep_last=2))
     assert "there is none at this step" in nowhere
