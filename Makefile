@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Tests train models of some hundred thousand weights: a second thread costs more than it brings.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 RESULTS := .make
-KILLS ?= 100
+KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
@@ -100,7 +100,7 @@ docs: $(SETUP) ## every command of the README, run in a copy of the project
 bench: $(SETUP) ## cost over the bare library, against benchmarks/bounds.toml
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.run
 
-soak: $(SETUP) ## random SIGKILLs on real training for as long as KILLS says (default 100)
+soak: $(SETUP) ## random SIGKILLs on real training, on a disk and a bucket: KILLS of them (default 250)
 	OMP_NUM_THREADS=1 $(PY) -m tests.faults.soak --kills $(KILLS)
 
 clean: ## remove what was built and what was run; the store too

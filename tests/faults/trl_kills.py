@@ -111,10 +111,12 @@ def import_everything() -> None:
     import datasets
     import peft
     import trl
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM, conversion_mapping
     from trl import DistillationTrainer, DPOTrainer, GRPOTrainer, SFTTrainer
 
-    assert all((datasets, peft, trl, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM))
+    import kitchen_resources.blobs.s3_client
+
+    assert all((kitchen_resources, datasets, peft, trl, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM))
     assert all((DistillationTrainer, DPOTrainer, GRPOTrainer, SFTTrainer))
     letters.register()
     # What the libraries import when they are first used: found out by a child, and imported here too.
@@ -123,6 +125,10 @@ def import_everything() -> None:
             if line.startswith("imported ") and line.split(" ")[1] not in sys.modules:
                 with suppress(ImportError):
                     importlib.import_module(line.split(" ")[1])
+    # What a process works out once: 0.4 s of each child.
+    conversion_mapping.get_checkpoint_conversion_mapping("qwen3")
+    for name in ("embedded:dates", "embedded:date_pairs"):
+        SourceDatasets().open(name, split="train")
     # A collection in a child looks at what is new there, and not at all that is imported: 0.3 s each time.
     gc.collect()
     gc.freeze()
@@ -293,7 +299,7 @@ def campaign(stores: Callable[[str], Store], variant: str, kills: int, chance: r
         tally.resumes += 1
         if end_of(store()) != expected:
             tally.mismatches.append(f"{variant}, round {tally.resumes}")
-        with forked(train(store, variant)) as child:
-            lines = child.rest()
-        assert (steps_of(lines), lines[-1]) == ([], "done 1")
+    with forked(train(store, variant)) as child:
+        lines = child.rest()
+    assert (steps_of(lines), lines[-1]) == ([], "done 1")
     return tally
