@@ -88,6 +88,10 @@ class ObjectStore:
             time.sleep(0.1)
         raise AssertionError((self.folder / "server.log").read_text()[-4000:])
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """End it by SIGKILL, as a lost machine does."""
         assert self._process is not None
@@ -108,7 +112,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     try:
         yield server
     finally:
-        if server._process is not None:
+        if server.is_running:
             server.kill()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.blobs.resource import open_store
 from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.datasets.sources import SourceDatasets
@@ -136,11 +136,11 @@ class _Saying:
         self._say(f"published {entry.step} {entry.state_digest}")
 
 
-def train(root: Path, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> Callable[[Say], None]:
+def train(root: Path | str, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> Callable[[Say], None]:
     """What a child does: make all epochs of a run in a store exist. It says each step, and what is published."""
 
     def work(say: Say) -> None:
-        blobs = LocalBlobs(root)
+        blobs = open_store(str(root))
         trainer = LiveTrainer(TrlTrainer(device="cpu", threads=1))
         ports = Ports(trainer, blobs, SourceDatasets(), LocalEvaluator(), StoreRegistry(blobs), _Steps(say))
         recipe = bind(recipe_class, fields, RecipeDefinition(name=recipe_class.method))
@@ -165,9 +165,9 @@ class _Steps(NoopTelemetry):
             self._say(f"step {metadata['epoch']} {metadata['step']}")
 
 
-def states(root: Path) -> dict[int, str]:
+def states(root: Path | str) -> dict[int, str]:
     """State digest of each checkpoint that exists, by step."""
-    store = CheckpointStore(LocalBlobs(root))
+    store = CheckpointStore(open_store(str(root)))
     return {e.step: e.state_digest for run in store.find("") for e in store.head(run).entries()}
 
 
