@@ -12,7 +12,6 @@ import base64
 import errno
 import hashlib
 import os
-import random
 import shutil
 import time
 import uuid
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 from kitchen_resources.blobs.port import Stored, check_key, is_key, may_start_key
 from kitchen_resources.blobs.s3_failures import (
+    CHANCE,
     CONFLICT,
     MISSING,
     PRECONDITION,
@@ -146,7 +146,13 @@ class S3Blobs:
         part = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
             with self._failures(key), self._transfers() as transfers:
-                _repeated(lambda: transfers.download(place["Bucket"], place["Key"], str(part)).result(), is_broken)
+
+                def fetch() -> None:
+                    # Into a file that is open: for a name of its own s3transfer draws from the `random` module.
+                    with part.open("wb") as new:
+                        transfers.download(place["Bucket"], place["Key"], new).result()
+
+                _repeated(fetch, is_broken)
             part.chmod(0o444)
             os.link(part, path)
         except BlobError as error:
@@ -360,7 +366,7 @@ def _repeated(work: Callable[[], T], may_repeat: Callable[[BaseException], bool]
         except Exception as error:
             if not may_repeat(error):
                 raise
-        time.sleep(random.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2**attempt)
+        time.sleep(CHANCE.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2**attempt)
     return work()
 
 

@@ -2,7 +2,9 @@
 
 import base64
 import copy
+import errno
 import gc
+import os
 import random
 import re
 import urllib.error
@@ -17,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.retryhandler
 import pytest
 
 from kitchen_resources.blobs import s3 as s3_module
+from kitchen_resources.blobs import s3_client
 from kitchen_resources.blobs.port import BlobStore, Stored
 from kitchen_resources.blobs.s3 import S3Blobs
 from kitchen_resources.blobs.s3_store import open_bucket
 from kitchen_resources.digests import digest_file
-from kitchen_resources.errors import BlobError
+from kitchen_resources.errors import BlobError, DiskFull, KitchenError
 from tests import s3_proxy as faults
 from tests.faults.forked import Say, forked
 from tests.object_store import BUCKET, ObjectStore
@@ -52,7 +54,7 @@ PASSING: dict[str, Act] = {
 @pytest.fixture(scope="module", autouse=True)
 def without_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.retryhandler, "delay_exponential", lambda **how: 0)
+        patch.setattr(s3_client, "_FIRST_PAUSE_S", 0.0)
         patch.setattr(s3_module, "_FIRST_PAUSE_S", 0.0)
         yield
     with warnings.catch_warnings():
@@ -175,6 +177,27 @@ def test_a_passing_failure_is_repeated(
     fault = proxy.fault(pattern, PASSING[kind], times=2)
     assert work(blobs, tmp_path) == expected
     assert fault.done == 2
+
+
+def test_no_random_number_of_the_process_is_drawn(
+    proxy: S3Proxy, blobs: S3Blobs, sound: BlobStore, tmp_path: Path
+) -> None:
+    """The state of the `random` module is part of a training state, and requests are made in the middle of it."""
+    large = file(tmp_path, 2 * PART)
+    before = random.getstate()
+    for verb, (pattern, work, expected) in VERBS.items():
+        sound.delete("new")
+        sound.delete(KEY)
+        sound.put_if_absent(KEY, DATA)
+        fault = proxy.fault(pattern, refused(503, "SlowDown"), times=2)
+        assert work(blobs, tmp_path) == expected, verb
+        assert fault.done == 2
+    proxy.fault("PUT|POST", refused(409, "ConditionalRequestConflict"), times=1)
+    assert blobs.put_if_absent("more", DATA) is True
+    assert blobs.put_file("large", large) is True
+    proxy.fault("GET", faults.cut_down, times=2)
+    blobs.get_file("large", tmp_path / "another")
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -544,6 +567,38 @@ def test_a_body_that_is_damaged_on_its_way_up_is_refused_and_sent_again(
     assert blobs.put_file("key", source) is True
     sound.get_file("key", tmp_path / "copy")
     assert digest_file(tmp_path / "copy") == digest_file(source)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (
+            errno.ENOSPC,
+            DiskFull,
+            r"copy: can't be written: No space left on device; 4096 bytes are needed, \d+ are free",
+        ),
+        (errno.EACCES, BlobError, r"copy: can't be written: Permission denied$"),
+    ],
+)
+def test_a_local_file_that_can_not_be_written_is_told(
+    sound: S3Blobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[KitchenError],
+    said: str,
+) -> None:
+    sound.put_if_absent(KEY, DATA)
+
+    def fail(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(kind) as caught:
+        sound.get_file(KEY, tmp_path / "copy")
+    assert type(caught.value) is kind
+    assert re.search(said, str(caught.value).splitlines()[0])
+    assert list(tmp_path.iterdir()) == []
 
 
 # Links, keys, encryption

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import botocore.retryhandler
 import pytest
 
+from kitchen_resources.blobs import s3_client
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.errors import KitchenError
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a test takes as long as the server does to start, and heartbeats fall into that time."""
-    monkeypatch.setattr(botocore.retryhandler, "delay_exponential", lambda **how: 0.05)
+    monkeypatch.setattr(s3_client, "_FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(run_module, "acquire", functools.partial(acquire, ttl_s=1.0))
 
 
