@@ -29,7 +29,7 @@ pytestmark = pytest.mark.heavy
 VARIANTS = {
     "full": ("full", {"checkpoint_steps": 6}, {"model.safetensors", "optimizer.safetensors", "rng.safetensors"}),
     "LoRA": ("LoRA, dropout, step checkpoints", {}, {"adapter_model.safetensors", "adapter_config.json"}),
-    "reinforcement": ("reinforcement", {"checkpoint_steps": 4}, {"model.safetensors", "schedule.json"}),
+    "reinforcement": ("reinforcement", {"checkpoint_steps": 2}, {"model.safetensors", "schedule.json"}),
 }
 RECORDS = {"full": {"ledger.json", "steps.jsonl"}, "LoRA": {"ledger.json", "steps.jsonl"}}
 RECORDS["reinforcement"] = {*RECORDS["full"], "transcript.jsonl"}
