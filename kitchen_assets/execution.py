@@ -11,7 +11,7 @@ from kitchen_assets.canceling import canceled_by_interrupts
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_assets.tags import BACKEND, ERROR, MENDABLE, RECIPE, REFUSED
-from kitchen_resources.errors import ConfigError, KitchenError
+from kitchen_resources.errors import ConfigError, EarlierFailure, KitchenError
 from kitchen_resources.training.preflight import check_recipe, preflight
 from kitchen_resources.training.upstream import missing_upstreams, require_known, require_upstreams
 
@@ -219,7 +219,8 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
     try:
         yield blocked
     except KitchenError as error:
-        kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
+        if not isinstance(error, EarlierFailure):
+            kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
         stop(error)
         raise KitchenFailure(error) from None
     except BaseException as error:

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.canceling import canceled_by_interrupts
-from kitchen_assets.recovery import worker_tag
+from kitchen_assets.recovery import first_tags
 
 _base = dg.multi_or_in_process_executor
 
@@ -45,6 +45,6 @@ class _Cancelable(dg.Executor):
         return self._executor.step_dependency_config
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Any:
-        plan_context.instance.add_run_tags(plan_context.run_id, worker_tag(plan_context.run_id))
+        plan_context.instance.add_run_tags(plan_context.run_id, first_tags(plan_context.dagster_run))
         with canceled_by_interrupts(plan_context.instance, plan_context.run_id):
             yield from self._executor.execute(plan_context, execution_plan)

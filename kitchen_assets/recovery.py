@@ -38,6 +38,11 @@ def worker_tag(run_id: str) -> dict[str, str]:
     return {WORKER: json.dumps(asdict(this_holder(run_id)))}
 
 
+def first_tags(run: dg.DagsterRun) -> dict[str, str]:
+    """The tags of a run that starts: its process, and nothing of how the run ended that it re-executes."""
+    return {**dict.fromkeys(RUN_OWN & run.tags.keys(), ""), **worker_tag(run.run_id)}
+
+
 # Lost runs.
 
 
@@ -99,9 +104,9 @@ def judge_failure(tags: Mapping[str, str], step_failures: Sequence[str]) -> Verd
     kind = tags.get(KIND, "training" if WORKER in tags else "run of something else")
     if kind != "training":
         return Verdict(False, f"it is a {kind}")
-    if REFUSED in tags:
+    if tags.get(REFUSED):
         return Verdict(False, f"it was refused ({tags[REFUSED]})")
-    if ERROR in tags:
+    if tags.get(ERROR):
         mendable = tags.get(MENDABLE) == "true"
         return Verdict(mendable, f"{tags[ERROR]} {'may pass' if mendable else 'would come again'}")
     others = sorted(set(step_failures) - _CRASHES)

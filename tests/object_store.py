@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.s3_store import open_bucket
@@ -74,19 +76,27 @@ class ObjectStore:
             command, env={**os.environ, **CREDENTIALS}, stdout=log, stderr=log, start_new_session=True
         )
         log.close()
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=5),
+        )
         for _ in range(_UP_S * 10):
             if self._process.poll() is not None:
                 break
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/{BUCKET}", timeout=5):
-                    return
-            except urllib.error.HTTPError as error:
-                if error.code == 403:
-                    return
-            except OSError:
-                pass
+            # It answers before it has made its bucket.
+            with suppress(BotoCoreError, ClientError):
+                client.list_objects_v2(Bucket=BUCKET, MaxKeys=1)
+                return
             time.sleep(0.1)
         raise AssertionError((self.folder / "server.log").read_text()[-4000:])
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def kill(self) -> None:
         """End it by SIGKILL, as a lost machine does."""
@@ -108,7 +118,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     try:
         yield server
     finally:
-        if server._process is not None:
+        if server.is_running:
             server.kill()
 
 

@@ -9,30 +9,31 @@ received.
 """
 
 import base64
+import errno
 import hashlib
 import os
-import random
-import threading
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kitchen_resources.blobs.port import Stored, check_key, is_key, may_start_key
 from kitchen_resources.blobs.s3_failures import (
+    CHANCE,
     CONFLICT,
     MISSING,
     PRECONDITION,
     as_blob_error,
     attempts_of,
     code_of,
-    is_interrupted,
+    is_broken,
     is_of_client,
 )
-from kitchen_resources.errors import BlobError
+from kitchen_resources.errors import BlobError, DiskFull, KitchenError
 
 T = TypeVar("T")
 
@@ -41,6 +42,9 @@ _WRITER = "kitchen-writer"
 
 _TRIED = ".conditional-writes"
 """An object that is no key of the store, on which conditional writes are tried."""
+
+_MOST_UNWRITTEN = 64
+"""Pieces of 256 KiB that a download may be ahead of the disk."""
 
 _TRIES = 6
 _FIRST_PAUSE_S = 0.1
@@ -82,8 +86,8 @@ class S3Blobs:
         self._connect = connect
         self._settings = settings
         self._scratch = scratch
-        self._lock = threading.Lock()
         self._connected: tuple[int, Any] | None = None
+        self._is_there = False
         self._may_write = False
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -102,14 +106,15 @@ class S3Blobs:
         def read() -> Stored | None:
             try:
                 answer = self._s3.get_object(**place, ChecksumMode="ENABLED")
-                return Stored(answer["Body"].read(), answer["ETag"])
+                with closing(answer["Body"]) as body:
+                    return Stored(body.read(), answer["ETag"])
             except Exception as error:
                 if code_of(error) in MISSING:
                     return None
                 raise
 
         with self._failures(key):
-            return _repeated(read, is_interrupted)
+            return _repeated(read, is_broken)
 
     def put_file(self, key: str, path: Path) -> bool:
         """As `BlobStore.put_file`; a large file is sent in parts, some at once."""
@@ -120,15 +125,17 @@ class S3Blobs:
         if size < self._settings.part_bytes:
             return self.put_if_absent(key, path.read_bytes())
         self._require_conditional_writes()
-        extra = {"ChecksumAlgorithm": "SHA256", **self._encryption()}
+        writer = uuid.uuid4().hex
+        extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {_WRITER: writer}, **self._encryption()}
         try:
             with self._failures(key), self._transfers() as transfers:
                 transfers.upload(str(path), place["Bucket"], place["Key"], extra_args=extra).result()
         except BlobError as error:
             # Somebody else was first; or the last request was done, its answer lost, and it was repeated.
-            if code_of(error.__cause__) in PRECONDITION | MISSING and self.size(key) is not None:
-                return False
-            raise
+            head = self._head(key) if code_of(error.__cause__) in PRECONDITION | MISSING else None
+            if head is None:
+                raise
+            return _is_by(head, writer)
         return True
 
     def get_file(self, key: str, path: Path) -> None:
@@ -139,17 +146,21 @@ class S3Blobs:
         part = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
             with self._failures(key), self._transfers() as transfers:
-                transfers.download(place["Bucket"], place["Key"], str(part)).result()
+
+                def fetch() -> None:
+                    # Into a file that is open: for a name of its own s3transfer draws from the `random` module.
+                    with part.open("wb") as new:
+                        transfers.download(place["Bucket"], place["Key"], new).result()
+
+                _repeated(fetch, is_broken)
             part.chmod(0o444)
             os.link(part, path)
         except BlobError as error:
-            if code_of(error.__cause__) in MISSING:
+            if code_of(error.__cause__) in MISSING and self.size(key) is None:
                 raise BlobError("no such object", where=self._where(key), fix="list the store's keys") from None
             raise
         except OSError as error:
-            raise BlobError(
-                f"can't be written: {error.strerror}", where=str(path), fix="free space, or give another path"
-            ) from error
+            raise _not_written(error, path, self.size(key)) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -237,13 +248,11 @@ class S3Blobs:
         """The client; a new one after a fork, which no connection survives."""
         connected = self._connected
         if connected is None or connected[0] != os.getpid():
-            with self._lock:
-                connected = self._connected
-                if connected is None or connected[0] != os.getpid():
-                    client = self._connect()
-                    client.meta.events.register("provide-client-params.s3.PutObject", _only_create)
-                    client.meta.events.register("provide-client-params.s3.CompleteMultipartUpload", _only_create)
-                    connected = self._connected = (os.getpid(), client)
+            # Without a lock, which a fork could leave held for ever: at worst two threads connect, and one is used.
+            client = self._connect()
+            client.meta.events.register("provide-client-params.s3.PutObject", _only_create)
+            client.meta.events.register("provide-client-params.s3.CompleteMultipartUpload", _only_create)
+            connected = self._connected = (os.getpid(), client)
         return connected[1]
 
     @contextmanager
@@ -258,6 +267,7 @@ class S3Blobs:
             max_request_concurrency=self._settings.threads,
             max_submission_concurrency=2,
             max_request_queue_size=2 * self._settings.threads,
+            max_io_queue_size=_MOST_UNWRITTEN,
             num_download_attempts=_TRIES,
         )
         with TransferManager(self._s3, config) as manager:
@@ -289,8 +299,7 @@ class S3Blobs:
                     raise
                 # The request may have been done, its answer lost, and been repeated by the client.
                 head = self._head_at(place) if attempts_of(error) else None
-                wrote = head is not None and head.get("Metadata", {}).get(_WRITER) == writer
-                return str(head["ETag"]) if head and wrote else None
+                return str(head["ETag"]) if head is not None and _is_by(head, writer) else None
 
         # Of two writes of one object at once the service may refuse both for the moment.
         return _repeated(write, lambda error: code_of(error) in CONFLICT)
@@ -305,9 +314,16 @@ class S3Blobs:
             found: dict[str, Any] = self._s3.head_object(**place)
             return found
         except Exception as error:
-            if code_of(error) in MISSING:
-                return None
-            raise
+            if code_of(error) not in MISSING:
+                raise
+            self._require_bucket()
+            return None
+
+    def _require_bucket(self) -> None:
+        """Refuse a bucket that isn't there, of which a HEAD says no more than of an object that isn't."""
+        if not self._is_there:
+            self._s3.list_objects_v2(Bucket=self._settings.bucket, Prefix=self._name(""), MaxKeys=1)
+            self._is_there = True
 
     def _require_conditional_writes(self) -> None:
         """Refuse a service that would overwrite what is there: two runs would publish over each other.
@@ -319,6 +335,8 @@ class S3Blobs:
             return
         place = {"Bucket": self._settings.bucket, "Key": self._name(_TRIED)}
         with self._failures(_TRIED):
+            # Some services make a bucket by writing to it, also by a name with a slip.
+            self._require_bucket()
             # The first one makes it where it isn't there yet.
             self._put_at(place, b"", {"IfNoneMatch": "*"})
             overwritten = self._put_at(place, b"", {"IfNoneMatch": "*"}) is not None
@@ -363,6 +381,11 @@ def _only_create(params: dict[str, Any], **about: Any) -> None:
         params["IfNoneMatch"] = "*"
 
 
+def _is_by(head: dict[str, Any], writer: str) -> bool:
+    """Whether an object was written by a call of this nonce."""
+    return bool(head.get("Metadata", {}).get(_WRITER) == writer)
+
+
 def _repeated(work: Callable[[], T], may_repeat: Callable[[BaseException], bool]) -> T:
     """Do something again, after a pause that doubles, as long as it fails for a passing reason."""
     for attempt in range(_TRIES - 1):
@@ -371,12 +394,29 @@ def _repeated(work: Callable[[], T], may_repeat: Callable[[BaseException], bool]
         except Exception as error:
             if not may_repeat(error):
                 raise
-        time.sleep(random.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2**attempt)
+        time.sleep(CHANCE.uniform(0.5, 1.0) * _FIRST_PAUSE_S * 2**attempt)
     return work()
 
 
 def _size(path: Path) -> int:
+    """Bytes of a file that can be read.
+
+    Raises:
+        BlobError: It isn't there, is no file, or may not be read.
+    """
     with suppress(OSError):
-        if path.is_file():
+        if path.is_file() and os.access(path, os.R_OK):
             return path.stat().st_size
     raise BlobError("can't be read: it is no file", where=str(path), fix="give a file that this user may read")
+
+
+def _not_written(error: OSError, path: Path, needed: int | None) -> KitchenError:
+    """Why a local file can't be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        return DiskFull(
+            f"can't be written: {error.strerror}; {needed} bytes are needed, {free} are free",
+            where=str(path),
+            fix=f"free space at {path.parent}, or set KITCHEN_SCRATCH to a larger disk",
+        )
+    return BlobError(f"can't be written: {error.strerror}", where=str(path), fix="give another path")

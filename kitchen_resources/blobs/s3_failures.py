@@ -1,5 +1,6 @@
 """What went wrong between here and a bucket, told as the errors of the blob port."""
 
+import random
 from typing import Any
 
 from kitchen_resources.errors import BlobError
@@ -10,13 +11,19 @@ CONFLICT = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
 
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 _EXPIRED = frozenset({"ExpiredToken", "RequestExpired", "TokenRefreshRequired", "InvalidToken"})
+# Of status 400: what was sent isn't what arrived.
+_DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout"})
 _PASSING = frozenset({429, 500, 502, 503, 504})
 # By name, because botocore is imported only where a bucket is used.
 _UNREACHED = frozenset(
     {"ConnectionError", "HTTPClientError", "ConnectTimeoutError", "ReadTimeoutError", "EndpointConnectionError"}
 )
-_INTERRUPTED = frozenset({"ResponseStreamingError", "IncompleteReadError", "FlexibleChecksumError"}) | _UNREACHED
+_BROKEN = frozenset({"ResponseStreamingError", "IncompleteReadError", "FlexibleChecksumError"})
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
+
+
+CHANCE = random.Random()
+"""Of its own: the state of the `random` module is part of a training state, and a store that is away must not move it."""
 
 
 def code_of(error: BaseException | None) -> str:
@@ -31,9 +38,22 @@ def attempts_of(error: BaseException) -> int:
     return int(response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
 
 
-def is_interrupted(error: BaseException) -> bool:
-    """Whether an answer broke off, or arrived damaged: asking again may bring it whole."""
-    return bool(_names(error) & _INTERRUPTED)
+def is_broken(error: BaseException) -> bool:
+    """Whether an answer broke off, or arrived damaged: asking again may bring it whole.
+
+    The client itself repeats only requests that it has no answer to.
+    """
+    return bool(_names(error) & _BROKEN)
+
+
+def is_passing(status: int, code: str) -> bool:
+    """Whether a service that answers so may well answer otherwise a moment later."""
+    return status in _PASSING or code in _DAMAGED
+
+
+def is_unreached(error: BaseException | None) -> bool:
+    """Whether a request has no answer."""
+    return error is not None and bool(_names(error) & _UNREACHED)
 
 
 def is_of_client(error: BaseException) -> bool:
@@ -43,6 +63,8 @@ def is_of_client(error: BaseException) -> bool:
 
 def as_blob_error(error: BaseException, *, where: str) -> BlobError:
     """An error of the S3 client as one of the port: what the service said, and what to do about it."""
+    # The transfer manager tells only that it has tried often enough.
+    error = getattr(error, "last_exception", error)
     code = code_of(error)
     response: dict[str, Any] = getattr(error, "response", None) or {}
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -64,7 +86,7 @@ def as_blob_error(error: BaseException, *, where: str) -> BlobError:
             fix="these credentials need s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on the "
             "store's prefix and s3:ListBucket on the bucket",
         )
-    if status in _PASSING or is_interrupted(error):
+    if is_passing(status, code) or _names(error) & (_BROKEN | _UNREACHED):
         return BlobError(
             f"the store failed, also when asked again ({said}: {error})",
             where=where,

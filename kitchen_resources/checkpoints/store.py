@@ -121,10 +121,16 @@ class CheckpointStore:
             key = payload_key(fingerprint, manifest.token, file.sha256)
             if self.blobs.size(key) != file.size:
                 raise CheckpointError(f"{name} is missing or has another size", where=where)
-            self.blobs.get_file(key, path)
-            if digest_file(path) != file.sha256:
+            # Once more, because bytes may also be damaged on their way here, for which nothing stored is to blame.
+            if not any(self._fetched(key, path, file.sha256) for _ in range(2)):
                 raise CheckpointError(f"the bytes of {name} don't match its digest", where=where)
         return _local(target, manifest)
+
+    def _fetched(self, key: str, path: Path, sha256: str) -> bool:
+        """Bring an object into a file, and tell whether its bytes are those of a digest."""
+        path.unlink(missing_ok=True)
+        self.blobs.get_file(key, path)
+        return digest_file(path) == sha256
 
     def _manifest_of(self, fingerprint: str, entry: CheckpointEntry) -> Manifest:
         """The manifest of a checkpoint whose payload is wanted."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.errors import CheckpointError
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import changes
 
@@ -82,11 +81,11 @@ class FailureMark:
         """Fail when an earlier epoch has failed.
 
         Raises:
-            CheckpointError: It has.
+            EarlierFailure: It has.
         """
         mark = self._launch.ports.blobs.get(self._key)
         if mark is not None:
-            raise CheckpointError(
+            raise EarlierFailure(
                 f"an earlier epoch of this run failed: {mark.data.decode()}",
                 where=f"recipe {self._launch.name}",
                 fix="see that epoch's error; then run again, it goes on from what is published",

@@ -10,25 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kitchen_resources.blobs.local import LocalBlobs
-from tests.faults.trl_kills import VARIANTS, Store, campaign, import_everything
-from tests.object_store import CREDENTIALS, object_store
+from tests.faults.trl_kills import VARIANTS, campaign, import_everything
+from tests.object_store import BUCKET, object_store
 
 SHARES: Mapping[str, float] = {"local": 0.6, "s3": 0.4}
 
 
 @contextmanager
-def stores(where: str) -> Iterator[Callable[[str], Store]]:
-    """Stores of a kind, by name, in a folder that is removed at the end."""
+def stores(where: str) -> Iterator[Callable[[str], Path | str]]:
+    """Places of stores of a kind, by name, that are removed at the end."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if where == "local":
-            yield lambda name: lambda: LocalBlobs(folder / name)
+            yield lambda name: folder / name
             return
-        os.environ.update(CREDENTIALS)
         os.environ["KITCHEN_SCRATCH"] = str(folder / "scratch")
         with object_store(folder / "server") as server:
-            yield lambda name: lambda: server.blobs(name)
+            os.environ.update(server.env)
+            yield lambda name: f"s3://{BUCKET}/{name}"
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from kitchen_resources.blobs.local import LocalBlobs
 from tests.faults.forked import forked
 from tests.faults.kill_points import POINTS
 from tests.faults.trl_kills import (
     VARIANTS,
     End,
-    Store,
     campaign,
     end_of,
     import_everything,
     published_by,
+    register,
     steps_of,
-    train,
     undisturbed,
 )
 
@@ -33,11 +31,6 @@ METHODS = {
 }
 
 
-def local(folder: Path) -> Callable[[str], Store]:
-    """Stores in a folder."""
-    return lambda name: lambda: LocalBlobs(folder / name)
-
-
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], End]:
     """What undisturbed runs end in, each made once."""
@@ -46,7 +39,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], End]:
 
     def of(variant: str) -> End:
         if variant not in made:
-            made[variant] = undisturbed(local(tmp_path_factory.mktemp("undisturbed"))("store"), variant)[0]
+            made[variant] = undisturbed(tmp_path_factory.mktemp("undisturbed"), variant)[0]
         return made[variant]
 
     return of
@@ -59,16 +52,16 @@ def test_killed_at_each_named_point_it_ends_as_undisturbed(
     variant = METHODS[method]
     again = 0
     for point in POINTS:
-        store = local(tmp_path)(point)
-        with forked(train(store, variant, point)) as child:
+        store = tmp_path / point
+        with forked(register(store, variant, point)) as child:
             lines = child.rest()
             assert child.wait() == -signal.SIGKILL, (point, lines[-3:])
-        between = end_of(store())
+        between = end_of(store)
         assert published_by(lines).items() <= between.states.items(), point
-        with forked(train(store, variant)) as child:
+        with forked(register(store, variant)) as child:
             rest = child.rest()
             assert (child.wait(), rest[-1]) == (0, "done 1"), (point, rest[-3:])
-        assert end_of(store()) == expected(variant), point
+        assert end_of(store) == expected(variant), point
         assert published_by(rest).keys().isdisjoint(between.states), point
         steps = steps_of(lines) + steps_of(rest)
         again += len(steps) - len(set(steps))
@@ -81,7 +74,7 @@ def test_killed_at_random_it_ends_as_undisturbed(
     tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_everything()
-    tally = campaign(local(tmp_path), variant, 9, random.Random(variant), "local")
+    tally = campaign(lambda name: tmp_path / name, variant, 9, random.Random(variant), "local")
     with capsys.disabled():
         print(f"\n{variant}: {tally.line()}")
     assert tally.mismatches == []

@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.blobs.port import BlobStore
+from kitchen_resources.blobs.resource import open_store
 from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.datasets.sources import SourceDatasets
 from kitchen_resources.evaluation.local import LocalEvaluator
+from kitchen_resources.evaluation.port import Evaluator
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.binding import bind
@@ -31,6 +32,7 @@ from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.telemetry.dispatch import NoopTelemetry
 from kitchen_resources.training.live import LiveTrainer
+from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.backend import TrlTrainer
 from kitchen_resources.training.upstream import make_version
 from tests import letters
@@ -138,15 +140,11 @@ def _scout(folder: Path) -> Callable[[Say], None]:
     """Trains once, and says what that has imported."""
 
     def work(say: Say) -> None:
-        train(lambda: LocalBlobs(folder), "full")(lambda line: None)
+        register(folder, "full")(lambda line: None)
         for name in list(sys.modules):
             say(f"imported {name}")
 
     return work
-
-
-Store = Callable[[], BlobStore]
-"""Opens the store of a run, in the process that uses it."""
 
 
 @dataclass(frozen=True)
@@ -190,44 +188,75 @@ class _Saying:
         self._say(f"published {entry.step} {entry.state_digest}")
 
 
-def train(store: Store, variant: str, point: str = "") -> Callable[[Say], None]:
+def train(place: Path | str, recipe_class: type[Recipe], fields: Mapping[str, Any]) -> Callable[[Say], None]:
+    """What a child does: make all epochs of a run in a store exist. It says each step, and what is published."""
+
+    def work(say: Say) -> None:
+        launch = _launch(open_store(str(place)), recipe_class, fields, LocalEvaluator(), _Steps(say))
+        run = TrainingRun(launch, _Saying(say))
+        for epoch in run.planned().missing:
+            run.ensure(epoch)
+        finished = run.finish()
+        launch.ports.trainer.discard()
+        say(f"done {finished.steps_done}")
+
+    return work
+
+
+def register(place: Path | str, variant: str, point: str = "") -> Callable[[Say], None]:
     """What a child does: a recipe to its registered version. It says each step, and what is published.
 
     Args:
-        store: Opens the store.
+        place: Where the store is.
         variant: What to train.
         point: Where the child is to die, one of `kill_points.POINTS`; empty for nowhere.
     """
-    recipe_class, fields = VARIANTS[variant]
 
     def work(say: Say) -> None:
         deadly = Deadly(point)
-        blobs = deadly.blobs(store())
-        trainer = LiveTrainer(TrlTrainer(device="cpu", threads=1))
-        evaluator = deadly.evaluator(LocalEvaluator())
-        ports = Ports(trainer, blobs, SourceDatasets(), evaluator, StoreRegistry(blobs), _Steps(say, deadly))
-        recipe = bind(recipe_class, fields, RecipeDefinition(name=recipe_class.method))
-        version = make_version(Launch(recipe, ports, run_id=str(time.monotonic_ns())), _Saying(say))
-        say(f"done {version.version}")
+        blobs = deadly.blobs(open_store(str(place)))
+        telemetry = _Steps(say, deadly.step)
+        launch = _launch(blobs, *VARIANTS[variant], deadly.evaluator(LocalEvaluator()), telemetry)
+        say(f"done {make_version(launch, _Saying(say)).version}")
 
     return work
+
+
+def _launch(
+    blobs: BlobStore,
+    recipe_class: type[Recipe],
+    fields: Mapping[str, Any],
+    evaluator: Evaluator,
+    telemetry: NoopTelemetry,
+) -> Launch:
+    trainer = LiveTrainer(TrlTrainer(device="cpu", threads=1))
+    ports = Ports(trainer, blobs, SourceDatasets(), evaluator, StoreRegistry(blobs), telemetry)
+    recipe = bind(recipe_class, fields, RecipeDefinition(name=recipe_class.method))
+    return Launch(recipe, ports, run_id=str(time.monotonic_ns()))
 
 
 class _Steps(NoopTelemetry):
     """Says each optimiser step."""
 
-    def __init__(self, say: Say, deadly: Deadly) -> None:
+    def __init__(self, say: Say, on_step: Callable[[], None] = lambda: None) -> None:
         self._say = say
-        self._deadly = deadly
+        self._on_step = on_step
 
     def emit(self, event: str, measurements: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         if event == "training.step":
             self._say(f"step {metadata['epoch']} {metadata['step']}")
-            self._deadly.step()
+            self._on_step()
 
 
-def end_of(blobs: BlobStore) -> End:
+def states(place: Path | str) -> dict[int, str]:
+    """State digest of each checkpoint that exists, by step."""
+    store = CheckpointStore(open_store(str(place)))
+    return {e.step: e.state_digest for run in store.find("") for e in store.head(run).entries()}
+
+
+def end_of(place: Path | str) -> End:
     """What is in a store now."""
+    blobs = open_store(str(place))
     checkpoints, registry = CheckpointStore(blobs), StoreRegistry(blobs)
     entries = [entry for run in checkpoints.find("") for entry in checkpoints.head(run).entries()]
     names = sorted({key.split("/")[1] for key in blobs.list("registry/")})
@@ -243,13 +272,13 @@ def end_of(blobs: BlobStore) -> End:
     )
 
 
-def undisturbed(store: Store, variant: str) -> tuple[End, float]:
+def undisturbed(place: Path | str, variant: str) -> tuple[End, float]:
     """What a run that nothing disturbs ends in, and about how long it takes, in seconds."""
     started = time.monotonic()
-    with forked(train(store, variant)) as child:
+    with forked(register(place, variant)) as child:
         lines = child.rest()
         assert child.wait() == 0, lines
-    end = end_of(store())
+    end = end_of(place)
     assert (len(end.versions), list(end.candidate.values())) == (1, [1])
     return end, time.monotonic() - started
 
@@ -265,11 +294,13 @@ def published_by(lines: list[str]) -> dict[int, str]:
     return {int(step): digest for _, step, digest in found}
 
 
-def campaign(stores: Callable[[str], Store], variant: str, kills: int, chance: random.Random, where: str) -> Tally:
+def campaign(
+    stores: Callable[[str], Path | str], variant: str, kills: int, chance: random.Random, where: str
+) -> Tally:
     """Kill one variant at random moments until it was killed so often, each store run to its end and compared.
 
     Args:
-        stores: A store of each name.
+        stores: The place of a store of each name.
         variant: What to train.
         kills: How often at least.
         chance: Chooses the moments.
@@ -281,7 +312,7 @@ def campaign(stores: Callable[[str], Store], variant: str, kills: int, chance: r
         store = stores(f"round-{tally.resumes + 1}")
         published: dict[int, str] = {}
         while True:
-            with forked(train(store, variant)) as child:
+            with forked(register(store, variant)) as child:
                 # The moment is chosen, not measured: what is asserted holds for any.
                 time.sleep(chance.uniform(0, 1.1 * seconds))
                 child.kill()
@@ -290,16 +321,16 @@ def campaign(stores: Callable[[str], Store], variant: str, kills: int, chance: r
             for step, digest in published_by(lines).items():
                 if published.setdefault(step, digest) != digest:
                     tally.mismatches.append(f"{variant}, step {step}")
-            lost = published.items() - end_of(store()).states.items()
+            lost = published.items() - end_of(store).states.items()
             assert not lost, f"published checkpoints were lost: {lost}"
             if status == 0:
                 break
             assert status == -signal.SIGKILL
             tally.kills += 1
         tally.resumes += 1
-        if end_of(store()) != expected:
+        if end_of(store) != expected:
             tally.mismatches.append(f"{variant}, round {tally.resumes}")
-    with forked(train(store, variant)) as child:
+    with forked(register(store, variant)) as child:
         lines = child.rest()
     assert (steps_of(lines), lines[-1]) == ([], "done 1")
     return tally

@@ -135,6 +135,36 @@ def test_a_store_that_is_away_quarantines_nothing(
     assert store.head(RUN).checkpoints[0].payload == "present"
 
 
+@pytest.mark.parametrize(("times", "found"), [(1, True), (2, False)])
+def test_bytes_that_were_damaged_on_their_way_are_asked_for_once_more(
+    blobs: BlobStore, store: CheckpointStore, lease: Lease, tmp_path: Path, times: int, found: bool
+) -> None:
+    publish(store, lease, tmp_path, 1)
+    on_the_way = Damaging(blobs, "weights 1", times)
+    checkpoint = CheckpointStore(on_the_way).resume_point(lease, tmp_path / "out", lambda message: None)
+    assert (checkpoint is not None) is found
+    assert on_the_way.left == 0
+    assert store.head(RUN).checkpoints[0].payload == ("present" if found else "quarantined")
+    if found:
+        assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights 1"
+
+
+class Damaging(FaultyBlobs):
+    """Damages an object's bytes on their way to the reader, some times; what is stored stays sound."""
+
+    def __init__(self, inner: BlobStore, text: str, times: int) -> None:
+        super().__init__(inner)
+        self.left = times
+        self._key = payload_key(inner, text)
+
+    def get_file(self, key: str, path: Path) -> None:
+        if key == self._key and self.left:
+            self.left -= 1
+            path.write_bytes(b"weights 0")
+        else:
+            super().get_file(key, path)
+
+
 @pytest.mark.parametrize(
     ("tamper", "reason"),
     [
