@@ -43,6 +43,10 @@ class CheckpointError(KitchenError):
     """A stored checkpoint is missing, damaged, or belongs to another run."""
 
 
+class LedgerError(CheckpointError):
+    """Optimiser steps received other rows than planned. The run's model isn't registered."""
+
+
 class BlobError(KitchenError):
     """The blob store refused or lost a read or a write.
 

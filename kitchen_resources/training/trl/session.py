@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
+from kitchen_resources.training.ledger import require_planned
 from kitchen_resources.training.plan import planned_rows
 from kitchen_resources.training.port import (
     CheckpointDraft,
@@ -184,14 +185,17 @@ class _EpochAttempt:
         self._drafted = saved.folder
 
     def _require_planned_rows(self, global_step: int) -> None:
+        """As soon as a step is done, and not only when its epoch would be published."""
         index = len(self._rows) - 1
-        planned = self._expected[index] if index < len(self._expected) else []
-        if sorted(self._rows[index]) != sorted(planned) or global_step != self._started_at + index + 1:
+        if global_step != self._started_at + index + 1:
             raise CheckpointError(
-                f"received rows {self._rows[index][:20]}, and rows {planned[:20]} were planned",
-                where=f"epoch {self._epoch}, step {global_step}",
-                fix="report this: the trainer did not follow the plan, and nothing of this epoch was published",
+                f"the trainer counts it as step {global_step}",
+                where=f"epoch {self._epoch}, step {self._started_at + index + 1}",
+                fix="report this: the trainer did not go on from where the checkpoint ends",
             )
+        # The steps before it were looked at in their turn.
+        if index >= len(self._expected) or sorted(self._rows[index]) != sorted(self._expected[index]):
+            require_planned(self._expected, self._rows, epoch=self._epoch, first_step=self._started_at + 1)
 
 
 def epoch_metrics(steps: list[StepMetrics]) -> dict[str, float]:
