@@ -6,10 +6,10 @@ the run is finished, from the records alone.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from itertools import zip_longest
+from typing import Any, Literal
 
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.store import CheckpointStore
@@ -90,13 +90,12 @@ def compare(planned: Steps, received: Steps, *, first_step: int = 1, complete: b
         Rows that are missing, repeated or unplanned, by step; then those that have moved.
     """
     reached = len(planned) if complete else len(received)
-    if len(received) == reached <= len(planned) and all(
-        sorted(rows) == sorted(wanted) for rows, wanted in zip(received, planned[:reached], strict=True)
-    ):
-        return []
-    wanted_at, received_at = _places(planned, first_step), _places(received, first_step)
+    pairs = zip_longest(planned[:reached], received, fillvalue=())
+    # Most often all is well: of a million rows only those are counted whose step is another than planned.
+    suspects = {row for wanted, got in pairs if sorted(wanted) != sorted(got) for row in (*wanted, *got)}
+    wanted_at, received_at = _places(planned, suspects, first_step), _places(received, suspects, first_step)
     faults = []
-    for row in {**wanted_at, **received_at}:
+    for row in suspects:
         wanted, got = wanted_at.get(row, ()), received_at.get(row, ())
         due = tuple(step for step in wanted if step < first_step + reached)
         if got != due:
@@ -104,12 +103,14 @@ def compare(planned: Steps, received: Steps, *, first_step: int = 1, complete: b
     return sorted(faults, key=lambda fault: (fault.kind == "moved", fault.first_step, fault.row))
 
 
-def _places(steps: Steps, first_step: int) -> Mapping[int, tuple[int, ...]]:
-    """The global steps of each row, in order."""
+def _places(steps: Steps, rows: Collection[int], first_step: int) -> Mapping[int, tuple[int, ...]]:
+    """The global steps of some rows, in order."""
     places: defaultdict[int, tuple[int, ...]] = defaultdict(tuple)
-    for step, rows in enumerate(steps, start=first_step):
-        for row in rows:
-            places[row] += (step,)
+    if rows:
+        for step, received in enumerate(steps, start=first_step):
+            for row in received:
+                if row in rows:
+                    places[row] += (step,)
     return places
 
 
@@ -208,25 +209,28 @@ class RowPlan:
         order: How the backend permutes them.
     """
 
-    def __init__(self, recipe: Recipe, plan: TrainingPlan, data: LocalDataset, order: RowOrder) -> None:
+    def __init__(self, recipe: Recipe, plan: TrainingPlan, data: LocalDataset, order: RowOrder = "torch") -> None:
         self.plan = plan
         self._recipe = recipe
         self._data = data
         self._order: RowOrder = order
+        self._read: list[Any] = []
 
     def of_epoch(self, epoch: int) -> list[list[int]]:
         """The steps of an epoch (from 1), up to the end of the run; of a pack the ids of its rows."""
-        ids = self._ids
         steps = planned_rows(self._recipe, self.plan, epoch, self._order)
-        return [[row for index in step for row in ids[index]] for step in steps]
+        if self._data.packed:
+            packs = self._column("row_ids")
+            return [[row for index in step for row in packs[index]] for step in steps]
+        ids = self._column("row_id")
+        return [[ids[index] for index in step] for step in steps]
 
-    @cached_property
-    def _ids(self) -> list[list[int]]:
-        import pyarrow.parquet
+    def _column(self, name: str) -> list[Any]:
+        if not self._read:
+            import pyarrow.parquet
 
-        column = "row_ids" if self._data.packed else "row_id"
-        values = pyarrow.parquet.read_table(self._data.path, columns=[column])[column].to_pylist()
-        return values if self._data.packed else [[value] for value in values]
+            self._read = pyarrow.parquet.read_table(self._data.path, columns=[name])[name].to_pylist()
+        return self._read
 
 
 def require_planned(planned: Steps, received: Steps, *, epoch: int, first_step: int, complete: bool = False) -> None:

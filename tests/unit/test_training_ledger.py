@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kitchen_resources.checkpoints.head import CheckpointEntry, head_key
+from kitchen_resources.checkpoints.head import RunEnd, encode_head, head_key
 from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.errors import ConfigError, LedgerError
 from kitchen_resources.formulas.batches import block_plan
@@ -25,7 +25,7 @@ from kitchen_resources.training.port import TrainingJob
 from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.sampling import rows_of_samples
 from kitchen_resources.training.upstream import make_version
-from tests.engine import Engine, Planted, Told, failing_at, recipe
+from tests.engine import Engine, Planted, Told, UnmarkedTrainer, failing_at, recipe
 from tests.pretending import ScriptedEvaluator
 from tests.rail import Rail
 
@@ -240,9 +240,11 @@ def test_a_run_that_broke_off_inside_an_epoch_has_each_row_once(step: int) -> No
 
 
 def test_a_run_that_stops_early_has_its_epochs_whole() -> None:
-    engine = Engine(evaluator=ScriptedEvaluator([1.0, 2.0, 3.0]))
-    finished = engine.finish(max_steps=3)
-    assert epochs_of(finished.ledger) == WHOLE[:1]
+    """Losses of 3, 1, 2, 2.5: it stops after epoch 4 of 5. Two of ten rows are held out."""
+    engine = Engine(adapter=UnmarkedTrainer(), evaluator=ScriptedEvaluator([3.0, 1.0, 2.0, 2.5]))
+    finished = engine.finish(model="embedded:tiny", held_out="0.2", epochs=5, early_stop_patience=2)
+    assert finished.head.end == RunEnd("early_stop", epoch=4, step=8)
+    assert epochs_of(finished.ledger) == [(epoch, 2, 8, False) for epoch in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -427,37 +429,28 @@ def test_a_recipe_that_another_one_has_trained_first_is_not_registered_either(
 # Records of damaged checkpoints
 
 
-def quarantined(engine: Engine, *, record: bool) -> None:
-    """The end of epoch 2 is found damaged, after epoch 3 was made from it; its record too, or not."""
-    head = engine.head()
-    entry = head.entries()[1]
-    if not record:
-        engine.blobs.delete(f"blobs/sha256/{entry.manifest}")
-    _write_head(engine, entry)
-
-
-def _write_head(engine: Engine, entry: CheckpointEntry) -> None:
-    from kitchen_resources.checkpoints.head import encode_head
-
+def quarantine_second_epoch(engine: Engine) -> str:
+    """The end of epoch 2 is found damaged after epoch 3 was made from it; returns the key of its manifest."""
     head = engine.head()
     key = head_key(head.fingerprint)
     stored = engine.blobs.get(key)
     assert stored is not None
-    data = encode_head(head.with_entry(entry.step, payload="quarantined", reason="planted"))
+    data = encode_head(head.with_entry(6, payload="quarantined", reason="planted"))
     assert engine.blobs.compare_and_swap(key, stored.version, data) is not None
+    return f"blobs/sha256/{head.entries()[1].manifest}"
 
 
 def test_a_record_outlives_its_damaged_checkpoint() -> None:
     engine = Engine()
     engine.finish(keep_last=3)
-    quarantined(engine, record=True)
+    quarantine_second_epoch(engine)
     assert epochs_of(engine.finish(keep_last=3).ledger) == WHOLE
 
 
 def test_a_record_that_is_gone_is_said() -> None:
     engine = Engine()
     engine.finish(keep_last=3)
-    quarantined(engine, record=False)
+    engine.blobs.delete(quarantine_second_epoch(engine))
     report = engine.finish(keep_last=3).ledger
     assert epochs_of(report) == [WHOLE[0], WHOLE[2]]
     assert report.unknown == (2,)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
-from kitchen_resources.training.ledger import require_planned
-from kitchen_resources.training.plan import planned_rows
+from kitchen_resources.training.ledger import RowPlan, require_planned
 from kitchen_resources.training.port import (
     CheckpointDraft,
     EpochResult,
@@ -60,11 +59,12 @@ class TrlSession:
         # In memory and not through the `datasets` cache, which would lie outside the store.
         self._rows = datasets.Dataset(_read_columns(job.data.path, columns))
         self._row_column = columns[-1]
+        self._row_plan = RowPlan(job.recipe, job.plan, job.data)
         self._setup = self._method.Setup(job, self._rows)
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`."""
-        attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch))
+        attempt = _EpochAttempt(self._job, epoch, events, self._row_plan.of_epoch(epoch))
         folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
             with quiet_libraries(), _errors_named(self._job, epoch), _trainer_freed():
@@ -128,13 +128,6 @@ class TrlSession:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step, self._method.METRICS))
         return trainer
-
-    def _expected_rows(self, epoch: int) -> list[list[int]]:
-        """Row ids of each optimiser step of the epoch, by the plan."""
-        # As one list: asked for one by one, a million ids took half a minute, before every epoch.
-        ids = self._rows[self._row_column][:]
-        steps = planned_rows(self._job.recipe, self._job.plan, epoch)
-        return [[item for index in step for item in _as_list(ids[index])] for step in steps]
 
 
 class _EpochAttempt:
@@ -238,10 +231,6 @@ def _tokenizer(folder: Path, pad_token_id: int) -> Any:
     if tokenizer.pad_token_id != pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     return tokenizer
-
-
-def _as_list(value: Any) -> list[int]:
-    return list(value) if isinstance(value, list) else [int(value)]
 
 
 @contextmanager
