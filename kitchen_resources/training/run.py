@@ -226,13 +226,10 @@ class TrainingRun:
     def _require_planned_rows(self, head: Head) -> LedgerReport:
         """Hold the ledgers of all its epochs against the plan, whoever has trained them."""
         report = read_report(self._store, head, self._row_plan(self.job()), self.first_epoch)
-        if not report.passed:
-            raise LedgerError(
-                str(report),
-                where=f"run {self.fingerprint[:12]}",
-                fix=f"train it anew, as another run: seed: {self._recipe.seed + 1}; no model is made of this one",
-            )
-        return report
+        if report.passed:
+            return report
+        fix = f"train it anew, as another run: seed: {self._recipe.seed + 1}; no model is made of this one"
+        raise LedgerError(str(report), where=f"run {self.fingerprint[:12]}", fix=fix)
 
     def _require_something_to_do(self) -> None:
         """Refuse to continue a run that has done already what is asked for."""
