@@ -1,7 +1,7 @@
 """From workflows and recipes to Dagster definitions."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import dagster as dg
 from kitchen_assets.beta import code_references, versioned_output
 from kitchen_assets.composition import CheckOutcome, CheckpointJob, ExternalStage, Gate, Loop, Stage, Workflow
 from kitchen_assets.context import resource_keys
-from kitchen_assets.execution import run_stage
+from kitchen_assets.execution import KitchenFailure, run_stage
 from kitchen_assets.tags import BACKEND, KIND, RECIPE, WORKFLOW
 from kitchen_resources.recipes.recipe import Recipe
 
@@ -197,6 +197,11 @@ class RecipeAssets:
 
     def _loop(self, step: Loop, after: Sequence[str]) -> dg.AssetsDefinition:
         prefix = f"{self.name}__"
+        key = self.key(step.name)
+        checks = [
+            dg.AssetCheckSpec(check.name, asset=key, blocking=True, description=check.description)
+            for check in step.checks
+        ]
 
         ins = {
             **{name: self.key(name) for name in after},
@@ -223,21 +228,38 @@ class RecipeAssets:
             description=described_op(step.turn),
         )
         def turn(context: dg.OpExecutionContext, number: int) -> Any:
-            return self._run(context, step.turn.__name__, lambda kitchen: step.turn(kitchen, number))
+            try:
+                result = self._run(context, step.turn.__name__, lambda kitchen: step.turn(kitchen, number))
+            except KitchenFailure as failure:
+                yield from _failed_check(step, failure, key)
+                raise
+            yield dg.Output(result)
 
         @dg.op(
             name=f"{prefix}{step.finish.__name__}",
-            out=dg.Out(dg.Nothing),
+            out={"result": dg.Out(dg.Nothing), **{check.name: dg.Out(dg.Nothing) for check in step.checks}},
             required_resource_keys=self._keys,
             description=described_op(step.finish),
         )
         def finish(context: dg.OpExecutionContext, turns: list[Any]) -> Any:
-            result = self._run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
+            try:
+                result = self._run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
+            except KitchenFailure as failure:
+                yield from _failed_check(step, failure, key)
+                raise
             yield versioned_output(result.data_version, result.metadata)
+            for outcome in result.checks:
+                yield _check_result(outcome, key)
 
         def compose(**ins: Any) -> Any:
             planned = plan(**ins)
-            return finish(planned.map(turn).collect())
+            outputs = finish(planned.map(turn).collect())
+            if not checks:
+                return outputs
+            return {
+                "result": outputs.result,
+                **{spec.get_python_identifier(): getattr(outputs, spec.name) for spec in checks},
+            }
 
         # Dagster reads the inputs of a graph from the function's signature.
         compose.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -253,6 +275,7 @@ class RecipeAssets:
             kinds=set(step.kinds),
             owners=list(self.recipe.definition.owners),
             metadata=self._code_references(step.turn),
+            check_specs=checks,
         )(compose)
         return asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version=step.code_version))
 
@@ -351,6 +374,21 @@ def partitions_name(location: str, recipe_name: str) -> str:
 def described_op(function: Callable[..., Any]) -> str:
     """The first paragraph of a function's docstring."""
     return (inspect.getdoc(function) or "").split("\n\n")[0]
+
+
+def _failed_check(step: Loop, failure: KitchenFailure, key: dg.AssetKey) -> Iterator[dg.AssetCheckEvaluation]:
+    """A loop's check that fails with the step: there is no asset to go with it, and its outcome is an event alone."""
+    for outcome in (check.of_error(failure.error) for check in step.checks):
+        if outcome is not None:
+            yield dg.AssetCheckEvaluation(
+                asset_key=key,
+                check_name=outcome.name,
+                passed=outcome.passed,
+                metadata=dict(outcome.metadata),
+                description=outcome.description,
+                severity=dg.AssetCheckSeverity.ERROR,
+                blocking=True,
+            )
 
 
 def _check_result(outcome: CheckOutcome, key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kitchen_assets.context import StageContext
+from kitchen_resources.errors import KitchenError
 from kitchen_resources.recipes.recipe import Recipe
 
 
@@ -103,6 +104,21 @@ class ExternalStage:
 
 
 @dataclass(frozen=True)
+class LoopCheck:
+    """A blocking check on the asset of a loop, decided by the loop's end.
+
+    Attributes:
+        name: Name of the check.
+        description: What it asks.
+        of_error: Its failed outcome, when that is what an error of a turn or of the end says; else None.
+    """
+
+    name: str
+    description: str
+    of_error: Callable[[KitchenError], CheckOutcome | None]
+
+
+@dataclass(frozen=True)
 class Loop:
     """A step of a workflow that makes one asset in turns.
 
@@ -119,6 +135,7 @@ class Loop:
         group: As in Stage.
         kinds: As in Stage.
         code_version: As in Stage.
+        checks: Its checks; `finish` gives one outcome for each, or fails.
         after: As in Stage; an external asset orders nothing, so name what must really come first as well.
     """
 
@@ -131,6 +148,7 @@ class Loop:
     group: str
     kinds: frozenset[str] = frozenset()
     code_version: str = "1"
+    checks: tuple[LoopCheck, ...] = ()
     after: tuple[str, ...] | None = None
 
 

@@ -43,6 +43,10 @@ class CheckpointError(KitchenError):
     """A stored checkpoint is missing, damaged, or belongs to another run."""
 
 
+class LedgerError(CheckpointError):
+    """Optimiser steps received other rows than planned. The run's model isn't registered."""
+
+
 class EarlierFailure(KitchenError):
     """An earlier epoch of the same launch failed, and so this one isn't tried; that epoch's error is the run's."""
 

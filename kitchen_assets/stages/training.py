@@ -4,13 +4,15 @@ from typing import Any
 
 import dagster as dg
 
-from kitchen_assets.composition import Loop, StageResult
+from kitchen_assets.composition import CheckOutcome, Loop, LoopCheck, StageResult
 from kitchen_assets.context import StageContext
 from kitchen_assets.stages.checkpoints import CheckpointEvents
-from kitchen_assets.tables import loss_plot
+from kitchen_assets.tables import loss_plot, markdown_table
 from kitchen_assets.tags import FINGERPRINT
+from kitchen_resources.errors import KitchenError, LedgerError
 from kitchen_resources.registry.port import ModelFiles
 from kitchen_resources.training.exporting import export_checkpoint, note_model
+from kitchen_resources.training.ledger import LedgerReport
 from kitchen_resources.training.port import StepMetrics
 from kitchen_resources.training.run import Finished, TrainingRun
 
@@ -45,7 +47,40 @@ def finish_training(kitchen: StageContext, steps: list[int]) -> StageResult:
     done = sum(steps) + finished.steps_done
     note_model(kitchen.launch, run.fingerprint, finished.selected, model)
     kitchen.launch.write(f"steps-{kitchen.run_id}", {"optimizer_steps": done})
-    return StageResult(data_version=model.digest, metadata=_metadata(kitchen, run, finished, model, done))
+    return StageResult(
+        data_version=model.digest,
+        metadata=_metadata(kitchen, run, finished, model, done),
+        checks=[_received_as_planned(finished.ledger)],
+    )
+
+
+def _received_as_planned(ledger: LedgerReport) -> CheckOutcome:
+    epochs = [
+        {"epoch": epoch.epoch, "steps": epoch.steps, "rows": epoch.rows, "partial": epoch.partial}
+        for epoch in ledger.epochs
+    ]
+    return CheckOutcome(
+        every_row_once_per_epoch.name,
+        passed=ledger.passed,
+        description=str(ledger),
+        metadata={"epochs": dg.MetadataValue.md(markdown_table(epochs))},
+    )
+
+
+def _received_otherwise(error: KitchenError) -> CheckOutcome | None:
+    if not isinstance(error, LedgerError):
+        return None
+    return CheckOutcome(every_row_once_per_epoch.name, passed=False, description=str(error))
+
+
+every_row_once_per_epoch = LoopCheck(
+    name="every_row_once_per_epoch",
+    description="Has every optimiser step received the rows that were planned for it, so that each completed epoch has "
+    "had every row exactly once? By the ledger of each epoch, which training writes from what the steps received. A "
+    "prompt that is sampled counts once with its whole group; of an epoch that `max_steps` ends early, each row comes "
+    "up at most once.",
+    of_error=_received_otherwise,
+)
 
 
 def _run(kitchen: StageContext) -> TrainingRun:
@@ -100,6 +135,7 @@ model = Loop(
     "Each epoch is a step of its own; a run that was interrupted goes on from the last published checkpoint.",
     group="training",
     kinds=frozenset({"pytorch", "huggingface"}),
+    checks=(every_row_once_per_epoch,),
     # `checkpoints` is external, and Dagster orders nothing through it: training waits for the data itself.
     after=("dataset", "checkpoints"),
 )

@@ -1,15 +1,23 @@
 """The order of the rows: which ones every optimiser step of an epoch trains on."""
 
+import hashlib
+from typing import Literal
+
 from kitchen_resources.errors import ConfigError, DataError
 
 # A CPU generator of torch reads 32 bits of its seed: 5 and 5 + 2**32 give the same permutation.
 _SEEDS = 2**32
 
+RowOrder = Literal["torch", "digest"]
+"""How rows are permuted: as the trainers do it, or by a digest of each row's place, which needs no torch."""
 
-def batch_plan(n: int, *, seed: int, epoch: int, batch_size: int, accumulation: int = 1) -> list[list[int]]:
+
+def batch_plan(
+    n: int, *, seed: int, epoch: int, batch_size: int, accumulation: int = 1, order: RowOrder = "torch"
+) -> list[list[int]]:
     """The rows of every optimiser step of an epoch, in order. Each row is in it exactly once.
 
-    The order is that of transformers' Trainer in one process with `data_seed=seed`, and so of TRL's
+    The order `torch` is that of transformers' Trainer in one process with `data_seed=seed`, and so of TRL's
     supervised and preference trainers: accelerate's `SeedableRandomSampler` seeds a CPU generator with
     `data_seed + epoch` and draws `torch.randperm(n)`. It does not depend on the epochs before or on torch's
     global random state.
@@ -23,6 +31,7 @@ def batch_plan(n: int, *, seed: int, epoch: int, batch_size: int, accumulation: 
         epoch: The epoch, **from 0** as in the trainers.
         batch_size: Rows of a micro-batch.
         accumulation: Micro-batches of an optimiser step.
+        order: How the rows are permuted.
 
     Returns:
         For each of `steps_per_epoch` steps, the indices of its rows: `batch_size * accumulation` of them,
@@ -32,19 +41,18 @@ def batch_plan(n: int, *, seed: int, epoch: int, batch_size: int, accumulation: 
         DataError: There are no rows.
         ConfigError: Another number is out of its bounds.
     """
-    import torch
-
     rows_of_step = _rows_of_step(n, batch_size, accumulation)
     if seed < 0 or epoch < 0 or seed + epoch >= _SEEDS:
         raise ConfigError(
             f"seed {seed} at epoch {epoch} is not from 0 to {_SEEDS - 1}", where="seed", fix="write seed: 0"
         )
-    generator = torch.Generator(device="cpu").manual_seed(seed + epoch)
-    order: list[int] = torch.randperm(n, generator=generator, device="cpu").tolist()
-    return [order[start : start + rows_of_step] for start in range(0, n, rows_of_step)]
+    rows = _by_torch(n, seed + epoch) if order == "torch" else _by_digest(n, seed, epoch)
+    return [rows[start : start + rows_of_step] for start in range(0, n, rows_of_step)]
 
 
-def block_plan(n: int, *, seed: int, block: int, prompts: int, draws: int) -> list[list[int]]:
+def block_plan(
+    n: int, *, seed: int, block: int, prompts: int, draws: int, order: RowOrder = "torch"
+) -> list[list[int]]:
     """The prompts of every draw of a block of rollouts, in order.
 
     Prompts are taken from an endless sequence: one permutation of all of them after another, permutation p by the seed
@@ -57,6 +65,7 @@ def block_plan(n: int, *, seed: int, block: int, prompts: int, draws: int) -> li
         block: The block, **from 0** as in the trainers.
         prompts: Prompts of one draw.
         draws: Draws of the block.
+        order: How the prompts are permuted.
 
     Returns:
         Indices of prompts. Shape [draws][prompts]; a prompt may come up twice in a block that is longer than n.
@@ -71,7 +80,7 @@ def block_plan(n: int, *, seed: int, block: int, prompts: int, draws: int) -> li
     taken = [
         index
         for epoch in range(first // n, (last - 1) // n + 1)
-        for index in batch_plan(n, seed=seed, epoch=epoch, batch_size=n)[0]
+        for index in batch_plan(n, seed=seed, epoch=epoch, batch_size=n, order=order)[0]
     ][first % n :]
     return [taken[start : start + prompts] for start in range(0, prompts * draws, prompts)]
 
@@ -111,6 +120,18 @@ def total_steps(steps_per_epoch: int, *, epochs: int, max_steps: int | None = No
         return steps
     _at_least_one(max_steps, "max_steps")
     return min(steps, max_steps)
+
+
+def _by_torch(n: int, seed: int) -> list[int]:
+    import torch
+
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    order: list[int] = torch.randperm(n, generator=generator, device="cpu").tolist()
+    return order
+
+
+def _by_digest(n: int, seed: int, epoch: int) -> list[int]:
+    return sorted(range(n), key=lambda index: hashlib.sha256(f"{seed}/{epoch + 1}/{index}".encode()).digest())
 
 
 def _rows_of_step(n: int, batch_size: int, accumulation: int) -> int:

@@ -10,6 +10,7 @@ from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
 from kitchen_resources.launch import Launch
 from kitchen_resources.telemetry.port import METHOD_METRICS
+from kitchen_resources.training.ledger import Steps, require_planned
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 from kitchen_resources.training.stopping import StopRequest
 
@@ -36,6 +37,8 @@ class PublishingEvents:
         parent: Where the epoch goes on from.
         inside: The parent's manifest when it lies inside this epoch.
         epoch: From 1.
+        first_step: Global step of the epoch's first one.
+        planned: The rows that its steps are to receive.
         published: Told of each checkpoint.
         stop: Whether somebody asked for the run to stop.
         say: Tells a person.
@@ -50,6 +53,8 @@ class PublishingEvents:
         parent: LocalCheckpoint | None,
         inside: Manifest | None,
         epoch: int,
+        first_step: int,
+        planned: Steps,
         published: Callable[[CheckpointEntry, LocalCheckpoint], None],
         stop: StopRequest,
         say: Callable[[str], None],
@@ -59,6 +64,8 @@ class PublishingEvents:
         self._record = record
         self._parent = parent.state_digest if parent else ""
         self._epoch = epoch
+        self._first_step = first_step
+        self._planned = planned
         self._published = published
         self._stop = stop
         self._say = say
@@ -94,9 +101,20 @@ class PublishingEvents:
         return True
 
     def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
-        """See `TrainingEvents.checkpoint`."""
+        """See `TrainingEvents.checkpoint`; what received other rows than planned is refused.
+
+        Raises:
+            LedgerError: With the rows and their steps.
+        """
         self._stop.take_time()
         started = time.monotonic()
+        require_planned(
+            self._planned,
+            draft.row_ids,
+            epoch=self._epoch,
+            first_step=self._first_step,
+            complete=draft.epoch_complete,
+        )
         entry = self._launch.checkpoints.publish(self._lease, draft, self._record, self._parent)
         local = local_checkpoint(draft.folder, draft, entry)
         self._parent = entry.state_digest

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kitchen_resources.digests import canonical_json
+from kitchen_resources.errors import EarlierFailure
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import changes
 

@@ -1,6 +1,5 @@
 """The `noop` backend: weightless, instant, deterministic. Every number it makes is simulated, and says so."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -10,9 +9,11 @@ from typing import Any
 
 from kitchen_resources.digests import canonical_json, digest_bytes, digest_json
 from kitchen_resources.errors import BackendError, CapabilityError
+from kitchen_resources.formulas.batches import RowOrder
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import Problem
+from kitchen_resources.training.plan import planned_rows
 from kitchen_resources.training.port import (
     LOSSES,
     AdamParams,
@@ -36,6 +37,7 @@ from kitchen_resources.training.port import (
 
 ALGORITHM_VERSION = 1
 STATE_FILE = "simulated.json"
+ROW_ORDER: RowOrder = "digest"
 
 
 class NoopTrainer:
@@ -52,6 +54,7 @@ class NoopTrainer:
             fractional_weights=True,
             quantization=frozenset({"none", "8bit", "4bit"}),
             simulated=True,
+            row_order=ROW_ORDER,
         )
 
     def check(self, recipe: Recipe) -> list[Problem]:
@@ -98,7 +101,7 @@ class NoopSession:
         steps = list(events.earlier_steps())
         done = 0
         checkpoint: LocalCheckpoint | None = None
-        for indices in _plan_of_epoch(job, epoch)[len(rows) : plan.last_step(epoch) - first]:
+        for indices in _plan_of_epoch(job, epoch)[len(rows) :]:
             rows.append([row_id for index in indices for row_id in self._ids[index]])
             state = digest_bytes(f"{state}{rows[-1]}".encode())
             step = first + len(rows)
@@ -188,25 +191,8 @@ def _trained_tokens(rows: Any) -> list[int]:
 
 
 def _plan_of_epoch(job: TrainingJob, epoch: int) -> list[list[int]]:
-    """Rows of each step, as `plan.planned_rows` has them, in an order by digest: noop needs no torch."""
-    recipe, rows = job.recipe, job.plan.rows
-    draws = recipe.draws(rows)
-    if draws is None:
-        order = _order(recipe, rows, epoch)
-        per_step = recipe.batch_size * recipe.gradient_accumulation_steps
-        return [order[start : start + per_step] for start in range(0, len(order), per_step)]
-    first = (epoch - 1) * draws.prompts * draws.count
-    last = first + draws.prompts * draws.count
-    taken = [
-        index for turn in range(first // rows, (last - 1) // rows + 1) for index in _order(recipe, rows, turn + 1)
-    ]
-    taken = taken[first % rows :]
-    drawn = [taken[start : start + draws.prompts] for start in range(0, last - first, draws.prompts)]
-    return [step for prompts in drawn for step in (prompts, *([[]] * (draws.steps_per_draw - 1)))]
-
-
-def _order(recipe: Recipe, rows: int, epoch: int) -> list[int]:
-    return sorted(range(rows), key=lambda index: hashlib.sha256(f"{recipe.seed}/{epoch}/{index}".encode()).digest())
+    """Rows of each step, in an order by digest: noop needs no torch."""
+    return planned_rows(job.recipe, job.plan, epoch, ROW_ORDER)
 
 
 class NoopTrainingClient:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from kitchen_resources.errors import DataError
-from kitchen_resources.formulas.batches import batch_plan, block_plan, steps_per_epoch, total_steps
+from kitchen_resources.formulas.batches import RowOrder, batch_plan, block_plan, steps_per_epoch, total_steps
 from kitchen_resources.formulas.schedules import warmup_steps_from_ratio
 from kitchen_resources.recipes.recipe import Recipe
 
@@ -66,10 +66,16 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
     )
 
 
-def planned_rows(recipe: Recipe, plan: TrainingPlan, epoch: int) -> list[list[int]]:
+def planned_rows(recipe: Recipe, plan: TrainingPlan, epoch: int, order: RowOrder = "torch") -> list[list[int]]:
     """The rows that each optimiser step of an epoch (from 1) receives, as indices of the prepared rows.
 
     Where a method samples, a step that trains on what an earlier one sampled receives no row of its own.
+
+    Args:
+        recipe: What is trained.
+        plan: Its steps.
+        epoch: From 1.
+        order: How the backend permutes rows.
     """
     draws = recipe.draws(plan.rows)
     if draws is None:
@@ -79,8 +85,11 @@ def planned_rows(recipe: Recipe, plan: TrainingPlan, epoch: int) -> list[list[in
             epoch=epoch - 1,
             batch_size=recipe.batch_size,
             accumulation=recipe.gradient_accumulation_steps,
+            order=order,
         )
     else:
-        drawn = block_plan(plan.rows, seed=recipe.seed, block=epoch - 1, prompts=draws.prompts, draws=draws.count)
+        drawn = block_plan(
+            plan.rows, seed=recipe.seed, block=epoch - 1, prompts=draws.prompts, draws=draws.count, order=order
+        )
         steps = [rows for prompts in drawn for rows in (prompts, *([[]] * (draws.steps_per_draw - 1)))]
     return steps[: plan.last_step(epoch) - (epoch - 1) * plan.steps_per_epoch]

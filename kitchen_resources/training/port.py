@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from kitchen_resources.datasets.port import LocalDataset
+from kitchen_resources.formulas.batches import RowOrder
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import Problem
 from kitchen_resources.training.plan import TrainingPlan
@@ -34,6 +35,7 @@ class Capabilities:
         adapters: Whether it trains LoRA, and whether it trains the whole model.
         quantization: Bit widths it loads a frozen base in.
         simulated: Nothing is learned; its numbers can't be evaluated, promoted or used as a base.
+        row_order: How it permutes rows; the ledger of a run is compared with the plan in this order.
     """
 
     backend: str
@@ -45,6 +47,7 @@ class Capabilities:
     full: bool = True
     quantization: frozenset[str] = frozenset({"none"})
     simulated: bool = False
+    row_order: RowOrder = "torch"
 
     def is_exact_inside(self, recipe: Recipe) -> bool:
         """Whether a run can go on exactly from inside an epoch; not from inside a block of samples, which aren't kept."""

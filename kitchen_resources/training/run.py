@@ -21,7 +21,7 @@ from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import RunRecord
-from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError
+from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError, LedgerError
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
@@ -30,6 +30,7 @@ from kitchen_resources.recipes.identity import Identity, Start, identify
 from kitchen_resources.training.environment import as_started, drift, first_environment
 from kitchen_resources.training.events import Observer, PublishingEvents
 from kitchen_resources.training.history import FailureMark, moved_notes, remember_run
+from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.start import fetch_start, find_start
@@ -62,11 +63,13 @@ class Finished:
         head: The run's head.
         selected: The checkpoint that becomes the model.
         steps_done: Optimiser steps that this call did.
+        ledger: What its steps received, all of it as planned.
     """
 
     head: Head
     selected: CheckpointEntry
     steps_done: int
+    ledger: LedgerReport
 
 
 class TrainingRun:
@@ -157,7 +160,11 @@ class TrainingRun:
             raise
 
     def finish(self) -> Finished:
-        """Make what is missing, write down that the run is over, and choose the model."""
+        """Make what is missing, write down that the run is over, and choose the model.
+
+        Raises:
+            LedgerError: Its steps received other rows than planned, by the records in the store.
+        """
         steps = self.ensure(self.plan.epochs)
         # Also where there was nothing to train: the one before may have been killed while it cleared up.
         remove_abandoned(self._launch.ports.blobs.scratch())
@@ -171,7 +178,8 @@ class TrainingRun:
                 self._remove_scratch()
                 lease.update(lambda current: replace(current, end=self._end(current)))
             head = self.head()
-        return Finished(head=head, selected=self._selected(head), steps_done=steps)
+        ledger = self._require_planned_rows(head)
+        return Finished(head=head, selected=self._selected(head), steps_done=steps, ledger=ledger)
 
     def retain(self) -> None:
         """Delete the payload of checkpoints that the recipe doesn't keep."""
@@ -223,6 +231,19 @@ class TrainingRun:
     def _scratch(self) -> Path:
         """Where all attempts at this run work."""
         return self._launch.ports.blobs.scratch() / "runs" / self.fingerprint
+
+    def _row_plan(self, job: TrainingJob) -> RowPlan:
+        """The rows that its steps are to receive."""
+        order = self._launch.ports.trainer.adapter.capabilities().row_order
+        return RowPlan(self._recipe, self.plan, job.data, order)
+
+    def _require_planned_rows(self, head: Head) -> LedgerReport:
+        """Hold the ledgers of all its epochs against the plan, whoever has trained them."""
+        report = read_report(self._store, head, self._row_plan(self.job()), self.first_epoch)
+        if report.passed:
+            return report
+        fix = f"train it anew, as another run: seed: {self._recipe.seed + 1}; no model is made of this one"
+        raise LedgerError(str(report), where=f"run {self.fingerprint[:12]}", fix=fix)
 
     def _require_something_to_do(self) -> None:
         """Refuse to continue a run that has done already what is asked for."""
@@ -280,6 +301,8 @@ class TrainingRun:
             parent=parent,
             inside=self._manifest_inside(lease, parent, epoch),
             epoch=epoch,
+            first_step=(epoch - 1) * self.plan.steps_per_epoch + 1,
+            planned=self._row_plan(job).of_epoch(epoch),
             published=lambda entry, checkpoint: self._on_published(lease, entry, checkpoint),
             stop=self._stop,
             say=self._observer.say,

@@ -3,7 +3,8 @@
 Which one it is, is part of the identity, and asked for by every stage; its files are wanted only by the first epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.manifest import Manifest
@@ -179,10 +180,23 @@ def _require_continuable(launch: Launch, plan: TrainingPlan, manifest: Manifest,
             where=where,
             fix="name the end of an epoch, or carry: weights",
         )
-    if manifest.global_step < plan.last_step(manifest.epoch) and theirs["data"] != launch.prepared.trained.digest:
+    is_inside = manifest.global_step < plan.last_step(manifest.epoch)
+    if is_inside and theirs["data"] != launch.prepared.trained.digest:
         raise ConfigError(
             "it lies inside an epoch over other rows", where=where, fix="name the end of an epoch, or carry: weights"
         )
+    if is_inside and _row_order(theirs["recipe"]) != _row_order(vars(ours)):
+        raise ConfigError(
+            "it lies inside an epoch that takes its rows in another order, so that some would come twice and some never",
+            where=where,
+            fix="give seed, batch_size and gradient_accumulation_steps the values that it was made with, name the end "
+            "of an epoch, or carry: weights",
+        )
+
+
+def _row_order(recipe: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What the order of an epoch's rows follows from, but for the rows: the seed, and how many a step has."""
+    return recipe["seed"], recipe["batch_size"] * recipe["gradient_accumulation_steps"]
 
 
 def _adapter_shape(lora: dict[str, object] | None) -> object:

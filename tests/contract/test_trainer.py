@@ -31,8 +31,6 @@ BACKENDS: dict[str, Callable[[], Trainer]] = {
     "noop": NoopTrainer,
     "trl": lambda: TrlTrainer(device="cpu", threads=1),
 }
-OWN_ORDER = {"noop"}
-"""Backends that visit the rows in an order of their own."""
 
 
 @dataclass
@@ -194,9 +192,9 @@ def test_every_row_is_received_once_an_epoch_as_planned(backend: Backend) -> Non
         ledger = [list(step) for step in shelf.drafts[end].row_ids]
         assert [len(step) for step in ledger] == [4, 4, 2]
         assert sorted(row for step in ledger for row in step) == ROW_IDS
-        if backend.name not in OWN_ORDER:
-            plan = batch_plan(10, seed=0, epoch=epoch - 1, batch_size=2, accumulation=2)
-            assert ledger == [[ROW_IDS[index] for index in step] for step in plan]
+        order = backend.capabilities.row_order
+        plan = batch_plan(10, seed=0, epoch=epoch - 1, batch_size=2, accumulation=2, order=order)
+        assert ledger == [[ROW_IDS[index] for index in step] for step in plan]
         tokens = [step.tokens for step in shelf.steps if step.epoch == epoch]
         assert tokens == [sum(backend.bench.learned[row] for row in step) for step in ledger]
     first, second = (shelf.drafts[end].row_ids for end in (3, 6))

@@ -7,7 +7,7 @@ import pytest
 
 from kitchen_resources.checkpoints.head import Holder, encode_head, head_key
 from kitchen_resources.checkpoints.lease import Lease, acquire
-from kitchen_resources.errors import CheckpointError, DiskFull, LeaseHeld, LeaseLost
+from kitchen_resources.errors import CheckpointError, DiskFull, EarlierFailure, LeaseHeld, LeaseLost
 from kitchen_resources.training import run as run_module
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.noop import NoopTrainer
@@ -106,7 +106,7 @@ def test_after_a_failure_later_epochs_of_the_same_run_fail_at_once(engine: Engin
     # The epochs that exist are still no failure.
     assert failing.run(run_id="first").ensure(1) == 0
     sound = engine.with_()
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(EarlierFailure) as refused:
         sound.run(run_id="first").ensure(3)
     assert str(refused.value) == (
         "recipe supervised: an earlier epoch of this run failed: Planted: at step 5\n"

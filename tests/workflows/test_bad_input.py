@@ -318,7 +318,8 @@ def test_the_gate_refuses_what_is_no_better_and_promotes_what_is(
         )
     )
     assert materialized.success
-    (gate,) = materialized.get_asset_check_evaluations()
+    ledger, gate = materialized.get_asset_check_evaluations()
+    assert (ledger.check_name, ledger.passed) == ("every_row_once_per_epoch", True)
     assert (gate.check_name, gate.passed, gate.severity) == ("promotion_gate", False, dg.AssetCheckSeverity.WARN)
     # No launch can override the rule, which is part of the recipe's definition.
     with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "promotion"'):

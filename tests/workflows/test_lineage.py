@@ -105,8 +105,9 @@ def test_training_starts_after_the_data_checks_and_never_when_one_failed(
     first_training = next(
         i for i, r in enumerate(events) if (r.event_log_entry.step_key or "").endswith("plan_epochs")
     )
-    assert len(checks) == 5
-    assert max(checks) < first_training
+    # Five of the data before training, and one of what training received after it.
+    assert len(checks) == 6
+    assert checks[4] < first_training < checks[5]
 
     bad = write_rows([{"messages": [{"role": "boss", "content": "x"}, {"role": "assistant", "content": "y"}]}] * 4)
     run_id = "0" * 8

@@ -81,20 +81,6 @@ def test_every_step_is_recorded_with_its_numbers_and_its_rows(bench: Bench) -> N
         assert ledger == planned
 
 
-def test_a_trainer_that_skips_or_repeats_rows_is_caught_and_publishes_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kitchen_resources.errors import CheckpointError
-    from kitchen_resources.training.trl import session
-
-    real = session.planned_rows
-    monkeypatch.setattr(session, "planned_rows", lambda recipe, plan, epoch: real(recipe, plan, epoch + 1))
-    with pytest.raises(CheckpointError, match=r"epoch 1, step 1: received rows \[.*were planned"):
-        bench.run()
-    (fingerprint,) = bench.checkpoints.find("")
-    assert bench.checkpoints.head(fingerprint).entries() == []
-
-
 def test_out_of_memory_names_what_to_lower(tmp_path: Path) -> None:
     script = f"""
 import resource, sys

@@ -55,7 +55,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """An optimiser step is done, and not yet logged or saved."""
-        self._rows, self._trainer.step_rows = self._trainer.step_rows, []
+        self._rows = self._trainer.rows_of_step()
         # A step without rows of its own trains on what was sampled for those before.
         self._trained_on = self._rows or self._trained_on
         self._tokens = self._trainer.tokens_of_step()

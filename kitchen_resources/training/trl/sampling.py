@@ -1,13 +1,14 @@
 """What trainers that sample have in common: blocks of prompts in the kitchen's order, and what was sampled of them."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kitchen_resources.formulas.batches import block_plan
 from kitchen_resources.recipes.recipe import Draws
 from kitchen_resources.training.port import TRANSCRIPT
-from kitchen_resources.training.trl.trainer import KitchenTrainerMixin
+from kitchen_resources.training.trl.trainer import ROW_IDS, KitchenTrainerMixin
 
 if TYPE_CHECKING:
     import torch
@@ -78,13 +79,28 @@ class SamplingMixin(KitchenTrainerMixin):
         self.drawn: list[dict[str, Any]] = []
         self._row_column = row_column
         self._draw_tokens = 0
+        self._sampled = 0
+        self._trained = 0
+        self._received: list[tuple[int, int]] = []
         self._transcript: list[dict[str, Any]] = []
 
     def wrap_collator(self, row_column: str) -> None:
         """Rows stay dicts in these trainers, with their ids in them."""
 
     def take_note(self, inputs: Any, num_items_in_batch: Any) -> None:
-        """What a step received is known when it samples: see `_generate_and_score_completions`."""
+        """What a pass is handed are prompts; what it trains on is known in `compute_loss`."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of one pass; takes note of the samples that it really received."""
+        self._received.extend(inputs[ROW_IDS])
+        return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def rows_of_step(self) -> list[int]:
+        """See `KitchenTrainerMixin.rows_of_step`; the step that first trains on the samples of a prompt received it."""
+        received, self._received = self._received, []
+        rows = rows_of_samples([sample for sample in received if sample[0] >= self._trained], self.group)
+        self._trained = self._sampled
+        return rows
 
     def tokens_of_step(self) -> int:
         """Sampled tokens that the optimiser step under way trains on."""
@@ -115,5 +131,27 @@ class SamplingMixin(KitchenTrainerMixin):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         mask = output["completion_mask"]
         self._draw_tokens = int((mask * output["tool_mask"] if "tool_mask" in output else mask).sum())
-        self.step_rows.extend(row[self._row_column] for row in inputs[:: self.group])
+        # TRL mixes the samples of a draw and cuts them into passes: each has its number and its row with it.
+        output[ROW_IDS] = [(self._sampled + place, row[self._row_column]) for place, row in enumerate(inputs)]
+        self._sampled += len(inputs)
         return output
+
+
+def rows_of_samples(samples: Sequence[tuple[int, int]], group: int) -> list[int]:
+    """The rows of samples, in the order of the draw: a prompt with all of its samples counts once.
+
+    Args:
+        samples: Number of the sample, from 0 over all draws of an epoch, and its row.
+        group: Samples of each prompt.
+
+    Returns:
+        No row for a prompt that lacks a sample, and one more for each time that a sample came up again.
+    """
+    times = Counter(samples)
+    prompts: dict[tuple[int, int], list[int]] = {}
+    for (number, row), count in sorted(times.items()):
+        prompts.setdefault((number // group, row), []).append(count)
+    rows = []
+    for (_, row), counts in prompts.items():
+        rows.extend([row] * (max(counts) if len(counts) == group else 0))
+    return rows

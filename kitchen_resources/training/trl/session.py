@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
-from kitchen_resources.training.plan import planned_rows
+from kitchen_resources.training.ledger import RowPlan, require_planned
 from kitchen_resources.training.port import (
     CheckpointDraft,
     EpochResult,
@@ -65,11 +65,13 @@ class TrlSession:
         # In memory and not through the `datasets` cache, which would lie outside the store.
         self._rows = datasets.Dataset(_read_columns(job.data.path, columns))
         self._row_column = columns[-1]
+        self._row_plan = RowPlan(job.recipe, job.plan, job.data)
         self._setup = self._method.Setup(job, self._rows)
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`."""
-        attempt = _EpochAttempt(self._job, epoch, events, self._expected_rows(epoch), exact_inside=self._exact_inside)
+        planned = self._row_plan.of_epoch(epoch)
+        attempt = _EpochAttempt(self._job, epoch, events, planned, exact_inside=self._exact_inside)
         folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
             with quiet_libraries(), _errors_named(self._job, epoch), _trainer_freed():
@@ -136,13 +138,6 @@ class TrlSession:
         )
         return trainer
 
-    def _expected_rows(self, epoch: int) -> list[list[int]]:
-        """Row ids of each optimiser step of the epoch, by the plan."""
-        # As one list: asked for one by one, a million ids took half a minute, before every epoch.
-        ids = self._rows[self._row_column][:]
-        steps = planned_rows(self._job.recipe, self._job.plan, epoch)
-        return [[item for index in step for item in _as_list(ids[index])] for step in steps]
-
 
 class _EpochAttempt:
     """What one call of `train_epoch` has received, done and published."""
@@ -199,14 +194,17 @@ class _EpochAttempt:
         self._drafted = saved.folder
 
     def _require_planned_rows(self, global_step: int) -> None:
+        """As soon as a step is done, and not only when its epoch would be published."""
         index = len(self._rows) - 1
-        planned = self._expected[index] if index < len(self._expected) else []
-        if sorted(self._rows[index]) != sorted(planned) or global_step != self._started_at + index + 1:
+        if global_step != self._started_at + index + 1:
             raise CheckpointError(
-                f"received rows {self._rows[index][:20]}, and rows {planned[:20]} were planned",
-                where=f"epoch {self._epoch}, step {global_step}",
-                fix="report this: the trainer did not follow the plan, and nothing of this epoch was published",
+                f"the trainer counts it as step {global_step}",
+                where=f"epoch {self._epoch}, step {self._started_at + index + 1}",
+                fix="report this: the trainer did not go on from where the checkpoint ends",
             )
+        # The steps before it were looked at in their turn.
+        if index >= len(self._expected) or sorted(self._rows[index]) != sorted(self._expected[index]):
+            require_planned(self._expected, self._rows, epoch=self._epoch, first_step=self._started_at + 1)
 
 
 def epoch_metrics(steps: list[StepMetrics]) -> dict[str, float]:
@@ -249,10 +247,6 @@ def _tokenizer(folder: Path, pad_token_id: int) -> Any:
     if tokenizer.pad_token_id != pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     return tokenizer
-
-
-def _as_list(value: Any) -> list[int]:
-    return list(value) if isinstance(value, list) else [int(value)]
 
 
 @contextmanager

@@ -107,6 +107,11 @@ class KitchenTrainerMixin:
             self.step_tokens = int(num_items_in_batch) if num_items_in_batch is not None else 0
         self.step_rows.extend(inputs.pop(ROW_IDS).tolist())
 
+    def rows_of_step(self) -> list[int]:
+        """The rows that the optimiser step which is now done has received; the next one starts with none."""
+        rows, self.step_rows = self.step_rows, []
+        return rows
+
     def tokens_of_step(self) -> int:
         """Trained tokens of the optimiser step under way."""
         return self.step_tokens
