@@ -101,7 +101,18 @@ VARIANTS: Mapping[str, tuple[type[Recipe], Mapping[str, Any]]] = {
         },
     ),
     "preference": (PreferenceRecipe, {**PREFERENCE, "checkpoint_steps": 3, "precompute_reference": True}),
-    "reinforcement": (ReinforcementRecipe, {**REINFORCEMENT, "ppo_epochs": 2, "kl_coef": 0.1}),
+    "reinforcement": (
+        ReinforcementRecipe,
+        {
+            **REINFORCEMENT,
+            "batch_size": 8,
+            "groups_per_batch": 2,
+            "max_tokens": 2,
+            "ppo_epochs": 2,
+            "kl_coef": 0.1,
+            "held_out": "0.05",
+        },
+    ),
     "distillation": (DistillationRecipe, {**DISTILLATION, "lora": {"rank": 4, "dropout": 0.1}, "mode": "logit"}),
     "distillation on policy": (DistillationRecipe, {**DISTILLATION, "mode": "on_policy"}),
 }
