@@ -25,6 +25,8 @@ class StoreRegistry:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
+        # A version never changes, and retention asks for all of them at every checkpoint.
+        self._read: dict[str, ModelVersion] = {}
 
     def register(self, registration: Registration) -> ModelVersion:
         """See `ModelRegistry.register`. Two processes may register at once: numbers are taken by creating them."""
@@ -54,9 +56,10 @@ class StoreRegistry:
         """See `ModelRegistry.versions`."""
         found = []
         for key in self._blobs.list(f"registry/{name}/versions/"):
-            stored = self._blobs.get(key)
-            if stored is not None:
-                found.append(_decode(stored.data, key))
+            if key not in self._read and (stored := self._blobs.get(key)) is not None:
+                self._read[key] = _decode(stored.data, key)
+            if key in self._read:
+                found.append(self._read[key])
         return sorted(found, key=lambda version: version.version)
 
     def alias(self, name: str, alias: str) -> int | None:

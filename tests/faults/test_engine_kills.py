@@ -158,7 +158,7 @@ def lines_of_a_launch(root: Path) -> int:
     return int(lines)
 
 
-@pytest.mark.parametrize("least", [25, pytest.param(250, marks=pytest.mark.full)])
+@pytest.mark.parametrize("least", [110, pytest.param(250, marks=pytest.mark.full)])
 def test_killed_at_any_line_it_ends_as_undisturbed(
     tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,11 +178,11 @@ def test_killed_at_any_line_it_ends_as_undisturbed(
     assert 9 * runs <= steps <= 9 * runs + 2 * kills
     with capsys.disabled():
         print(
-            f"\n{kills} kills at random lines of {total} in {runs} runs; {steps - 9 * runs} steps made again, 0 lost"
+            f"\nnoop: {kills} kills at random lines of {total} in {runs} runs; {steps - 9 * runs} steps made again, 0 lost"
         )
 
 
-@pytest.mark.parametrize("least", [10, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("least", [30, pytest.param(100, marks=pytest.mark.full)])
 def test_killed_from_outside_it_ends_as_undisturbed(
     tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,7 +196,7 @@ def test_killed_from_outside_it_ends_as_undisturbed(
         campaign.finish()
         kills += campaign.kills
     with capsys.disabled():
-        print(f"\n{kills} kills from outside in {runs} runs, 0 lost")
+        print(f"\nnoop: {kills} kills from outside in {runs} runs, 0 lost")
 
 
 def test_processes_at_once_train_each_step_once(tmp_path: Path) -> None:

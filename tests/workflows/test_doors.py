@@ -89,6 +89,7 @@ def test_job_execute_trains_a_lora_of_ones_own_model_on_ones_own_rows(
     assert version.metrics["held_out/loss"]["n"] == 4
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_asset_materialize_makes_any_part_of_the_lineage_by_itself(bench: Bench) -> None:
     config = cli.write_config(bench.folder / "launch.yaml", bench.root, {**SMALL, "epochs": 2})
@@ -184,6 +185,7 @@ def test_a_part_that_lacks_what_it_needs_says_what_to_run(bench: Bench, stages: 
     assert _said(_part(bench, *stages)) == said
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_two_recipes_materialized_in_one_run_train_as_each_does_alone(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -361,6 +361,7 @@ def test_then_the_check_has_failed_and_nothing_is_registered(
     assert list(StoreRegistry(bench.blobs).versions(case.recipe)) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "change"), [("supervised", _skip), ("reinforcement", _repeat)])
 def test_without_the_guard_the_ledger_still_holds_what_was_received_and_the_run_fails_in_the_end(
     name: str, change: Change, bench: Bench, monkeypatch: pytest.MonkeyPatch

@@ -157,7 +157,6 @@ CASES = {
         {"max_completion_length": 6, "beta": 0.5, "temperature": 1.0},
         {"teacher": "TEACHER", "blocks": {"prompts": 16, "draws": 5, "group": 1, "times": 2}},
         lora=True,
-        quick=True,
     ),
     "distillation, sequence": Case(
         DistillationRecipe,

@@ -126,6 +126,7 @@ def _in_processes(bench: Bench, recipe: dict[str, Any], execution: dict[str, Any
     return Bench(store, bench.folder / "p", bench.instance)
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_checkpoint(
     bench: Bench, plain: PlainTrainer, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +172,7 @@ def test_after_sigkill_at_70_percent_of_an_epoch_it_goes_on_from_the_last_step_c
     assert weights_digest(forgetful.weights(fingerprint)) != one_go
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_a_finished_recipe_again_does_nothing_and_only_what_moves_weights_trains_anew(
     bench: Bench, write_rows: Callable[..., Path]

@@ -81,6 +81,7 @@ def test_every_step_is_recorded_with_its_numbers_and_its_rows(bench: Bench) -> N
         assert ledger == planned
 
 
+@pytest.mark.full
 def test_out_of_memory_names_what_to_lower(tmp_path: Path) -> None:
     script = f"""
 import resource, sys
@@ -102,6 +103,7 @@ except OutOfMemory as error:
     assert "gradient_checkpointing: true" in done.stdout
 
 
+@pytest.mark.full
 def test_two_runs_in_one_process_have_the_bits_of_two_and_neither_caller_nor_network_notices(bench: Bench) -> None:
     import torch
 
