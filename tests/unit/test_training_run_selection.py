@@ -225,7 +225,7 @@ def test_a_damaged_model_is_not_measured_and_made_again_by_the_next_run() -> Non
         engine.run(**FIELDS, eval_every=0).evaluate_selected()
     fingerprint = engine.head().fingerprint
     assert str(refused.value) == (
-        f"run {fingerprint[:12]}, step 10: the model's checkpoint is damaged and was quarantined\n"
+        f"run {fingerprint[:12]}, step 10: the checkpoint is damaged and was quarantined\n"
         "  fix: run the recipe again, which makes it again"
     )
     assert engine.finish(**FIELDS, eval_every=0).steps_done == STEPS

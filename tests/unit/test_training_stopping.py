@@ -178,6 +178,8 @@ class _Events:
             parent=None,
             inside=None,
             epoch=1,
+            first_step=1,
+            planned=nothing,
             published=nothing,
             stop=self.stop,
             say=self.said.append,
