@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 
 from kitchen_resources.checkpoints.head import Head
+from kitchen_resources.checkpoints.lease import acquire
 from tests.ui.conftest import TINY
 from tests.ui.dagster_dev import DAGSTER, DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S
@@ -64,11 +64,6 @@ def successor(dev: DagsterDev, run_id: str, job: str) -> str:
         return next(resumed, None)
 
     return str(wait_until(find, RUN_S, f"the run after {run_id}"))
-
-
-def further(dev: DagsterDev, job: str, known: set[str]) -> str:
-    """A run of a job besides those known."""
-    return str(wait_until(lambda: set(dev.graphql.runs_of(job)) - known, RUN_S, f"another run of {job}").pop())
 
 
 def in_a_shell(dev: DagsterDev, job: str) -> subprocess.Popen[bytes]:
@@ -127,25 +122,21 @@ def test_exactly_what_a_repeat_can_mend_is_run_again(dev: DagsterDev) -> None:
     assert ended(dev, again) == "SUCCESS"
     assert door.run(again)["tags"]["kitchen/fingerprint"] == head.fingerprint
 
-    # A run finds its recipe held by another one, which is not done with it yet.
-    with in_a_shell(dev, "held") as process:
-        holder = run_of(dev, "held")
-        wait_until(lambda: published(dev, holder), RUN_S, "a checkpoint")
-        psutil.Process(process.pid).suspend()
-        second = door.launch("held")
-        assert ended(dev, second) == "FAILURE"
-        tags = door.run(second)["tags"]
-        assert (tags["kitchen/error"], tags["kitchen/mendable"]) == ("LeaseHeld", "true")
-        psutil.Process(process.pid).resume()
-        process.wait()
-    assert ended(dev, holder) == "SUCCESS"
-    last = successor(dev, second, "held")
-    while ended(dev, last) != "SUCCESS":
-        tags = door.run(last)["tags"]
-        assert tags["kitchen/error"] == "LeaseHeld"
-        last = further(dev, "held", {holder, second, last})
-    assert {made.run_id for made in dev.graphql.materializations("held", "model")} == {holder, last}
-    assert dev.graphql.materializations("held", "model")[0].metadata["optimizer_steps"] == 0
+    # A run finds its recipe held by another process, which is not done with it yet.
+    stopped = door.launch("held")
+    head = wait_until(lambda: published(dev, stopped), RUN_S, "a checkpoint")
+    door.terminate(stopped)
+    assert ended(dev, stopped) == "CANCELED"
+    lease = acquire(dev.blobs, head.fingerprint, run="the test", wait_s=RUN_S)
+    held = door.launch("held")
+    assert ended(dev, held) == "FAILURE"
+    lease.release()
+    tags = door.run(held)["tags"]
+    assert (tags["kitchen/error"], tags["kitchen/mendable"]) == ("LeaseHeld", "true")
+    again = successor(dev, held, "held")
+    assert ended(dev, again) == "SUCCESS"
+    assert door.run(again)["tags"]["kitchen/fingerprint"] == head.fingerprint
+    assert set(door.runs_of("held")) == {stopped, held, again}
 
     # All looked at meanwhile, and left alone.
     for job, run_id in not_again.items():
