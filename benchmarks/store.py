@@ -21,8 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.s3_proxy import s3_proxy
-
 from benchmarks.comparison import Measure, main, measure, paired_ratios
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.blobs.port import BlobStore
@@ -30,6 +28,7 @@ from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.digests import digest_file
 from tests.object_store import BUCKET, CREDENTIALS, object_store
+from tests.s3_proxy import s3_proxy
 from tests.unit.checkpoint_drafts import RECORD, draft
 
 ROUNDS = 7
