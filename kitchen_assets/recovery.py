@@ -70,8 +70,8 @@ def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen, *, loo
         seen: The heartbeat of that head.
         looks: See `looks_until_lost`.
     """
-    if worker:
-        process = Holder(**json.loads(worker))
+    process = _process(worker)
+    if process is not None:
         if is_gone(process):
             return f"its process {process.pid} on {process.host.split('/')[0]} is gone"
         if has_rebooted(process):
@@ -80,6 +80,14 @@ def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen, *, loo
     if holds and seen.times >= looks:
         return f"its heartbeat stood still at {seen.times} looks in a row"
     return ""
+
+
+def _process(worker: str) -> Holder | None:
+    """The process that a tag names; None when it names none, as whoever launches a run may give it any tag."""
+    try:
+        return Holder(**json.loads(worker))
+    except (ValueError, TypeError):
+        return None
 
 
 # Failed runs.
@@ -143,8 +151,8 @@ def next_attempt(run: dg.DagsterRun, head: Head | None, *, first_wait_s: float) 
             times as long.
     """
     newest = max((entry.step for entry in head.entries()), default=0) if head else 0
-    got_on = newest > int(run.tags.get(FROM_STEP, 0))
-    number = 1 if got_on else int(run.tags.get(ATTEMPT, 0)) + 1
+    got_on = newest > number_tag(run, FROM_STEP)
+    number = 1 if got_on else number_tag(run, ATTEMPT) + 1
     wait_s = 0.0 if number == 1 else first_wait_s * 4.0 ** (number - 2)
     kept = {
         name: value
@@ -153,3 +161,9 @@ def next_attempt(run: dg.DagsterRun, head: Head | None, *, first_wait_s: float) 
     }
     root = run.tags.get(RESUME_OF) or run.root_run_id or run.run_id
     return Attempt(number, wait_s, {**kept, RESUME_OF: root, ATTEMPT: str(number), FROM_STEP: str(newest)})
+
+
+def number_tag(run: dg.DagsterRun, name: str) -> int:
+    """A tag that is a number; 0 when it isn't there, or isn't one."""
+    value = run.tags.get(name, "")
+    return int(value) if value.isdecimal() else 0

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import running_sensor
-from kitchen_assets.recovery import Seen, judge_failure, looks_until_lost, lost_because, next_attempt
+from kitchen_assets.recovery import Seen, judge_failure, looks_until_lost, lost_because, next_attempt, number_tag
 from kitchen_assets.stages.checkpoints import partition_key
 from kitchen_assets.tags import ATTEMPT, FINGERPRINT, KIND, RECIPE, RESUME_OF, WORKER
 from kitchen_resources.blobs.port import BlobStore
@@ -37,7 +37,8 @@ _GOING = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _LOOK_BACK = timedelta(hours=1)
 # Run records are stamped to the second, and may be written while they are read.
 _OVERLAP = timedelta(seconds=5)
-_AT_ONCE = 50
+# More than ever end within the overlap: else the cursor would stand still.
+_AT_ONCE = 1000
 
 
 def run_sensors(jobs: Sequence[Any], recipes: Mapping[str, Recipe]) -> list[dg.SensorDefinition]:
@@ -267,7 +268,7 @@ def _will_resume(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> boo
     if run.status != dg.DagsterRunStatus.FAILURE:
         return False
     failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    tried = int(run.tags.get(ATTEMPT, 0))
+    tried = number_tag(run, ATTEMPT)
     return tried < _attempts() and judge_failure(run.tags, [_error_class(failure) for failure in failures]).resume
 
 
@@ -330,7 +331,8 @@ def _head(context: dg.SensorEvaluationContext, run: dg.DagsterRun, blobs: BlobsR
         return None
     try:
         return CheckpointStore(run_store(run, blobs)).head(fingerprint)
-    except KitchenError as error:
+    except (KitchenError, ValueError, TypeError) as error:
+        # One run with a strange config must not keep the sensor from all others.
         context.log.warning(f"run {run.run_id}: its store can't be read: {error}")
         return None
 

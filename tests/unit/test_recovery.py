@@ -321,6 +321,23 @@ def test_a_lost_run_is_marked_failed_and_one_that_lives_is_not(
     assert request.run_key == f"resume-{dead.run_id}"
 
 
+def test_strange_tags_and_stores_of_one_run_keep_no_sensor_from_the_others(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance
+) -> None:
+    strange = {"kitchen/worker": "{}", "kitchen/fingerprint": FINGERPRINT, "kitchen/attempt": "x"}
+    store = {"resources": {"blobs": {"config": {"store": {"local": {"no_such_field": 1}}}}}}
+    for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE):
+        instance.run_storage.add_run(
+            dg.DagsterRun("supervised", run_config=store, status=status, tags={**TRAINING, **strange})
+        )
+    gone = {"kitchen/worker": json.dumps(asdict(replace(this_holder("gone"), started=0.0)))}
+    dead = made(location, instance, dg.DagsterRunStatus.STARTED, **gone)
+    assert Look(location, instance, "lost_runs")() == []
+    (request,) = Look(location, instance, "resume_runs")()
+    assert request.run_key == f"resume-{dead.run_id}"
+    assert Look(location, instance, "evaluate_checkpoints")() == []
+
+
 def test_a_heartbeat_is_looked_for_in_the_store_that_the_run_names(
     location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
