@@ -74,7 +74,7 @@ faults: $(SETUP) ## real SIGKILLs of real processes
 	$(PYTEST) --junitxml=$(RESULTS)/faults.xml -m "not full" tests/faults
 
 full: $(SETUP) ## the long tests that make test leaves to make test-all
-	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults
+	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults tests/unit tests/contract
 
 extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
 	PYTHONPATH=$(VENV)/extras $(PYTEST) --junitxml=$(RESULTS)/extras.xml tests/extras

@@ -27,9 +27,21 @@ from tests.object_store import BUCKET, ObjectStore
 pytestmark = pytest.mark.heavy
 
 VARIANTS = {
-    "full": ("full", {"checkpoint_steps": 6}, {"model.safetensors", "optimizer.safetensors", "rng.safetensors"}),
-    "LoRA": ("LoRA, dropout, step checkpoints", {}, {"adapter_model.safetensors", "adapter_config.json"}),
-    "reinforcement": ("reinforcement", {"checkpoint_steps": 2}, {"model.safetensors", "schedule.json"}),
+    "full": (
+        "full",
+        {"max_rows": 220, "checkpoint_steps": 6},
+        {"model.safetensors", "optimizer.safetensors", "rng.safetensors"},
+    ),
+    "LoRA": (
+        "LoRA, dropout, step checkpoints",
+        {"max_rows": 220},
+        {"adapter_model.safetensors", "adapter_config.json"},
+    ),
+    "reinforcement": (
+        "reinforcement",
+        {"steps_per_epoch": 6, "checkpoint_steps": 2},
+        {"model.safetensors", "schedule.json"},
+    ),
 }
 RECORDS = {"full": {"ledger.json", "steps.jsonl"}, "LoRA": {"ledger.json", "steps.jsonl"}}
 RECORDS["reinforcement"] = {*RECORDS["full"], "transcript.jsonl"}

@@ -42,7 +42,7 @@ from tests.faults.kill_points import Deadly
 PREFERENCE: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "dataset": "embedded:date_pairs",
-    "max_rows": 40,
+    "max_rows": 110,
     "max_length": 64,
     "epochs": 2,
     "batch_size": 8,
@@ -54,7 +54,7 @@ REINFORCEMENT: Mapping[str, Any] = {
     "environment": {"name": "letters", "args": {"turns": 2}},
     "max_length": 64,
     "epochs": 2,
-    "steps_per_epoch": 4,
+    "steps_per_epoch": 6,
     "batch_size": 16,
     "group_size": 4,
     "groups_per_batch": 4,
@@ -67,7 +67,7 @@ DISTILLATION: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "teacher": "embedded:tiny",
     "dataset": "embedded:dates",
-    "max_rows": 40,
+    "max_rows": 110,
     "max_length": 64,
     "max_tokens": 4,
     "epochs": 2,
@@ -78,33 +78,36 @@ DISTILLATION: Mapping[str, Any] = {
 BASE: Mapping[str, Any] = {
     "model": "embedded:tiny",
     "dataset": "embedded:dates",
-    "max_rows": 70,
+    "max_rows": 220,
     "max_length": 64,
     "epochs": 2,
     "batch_size": 16,
     "learning_rate": 3.0e-3,
     "keep_last": 1,
 }
+SHORT: Mapping[str, Any] = {"max_rows": 40}
 VARIANTS: Mapping[str, tuple[type[Recipe], Mapping[str, Any]]] = {
-    "full": (SupervisedRecipe, BASE),
+    "full": (SupervisedRecipe, {**BASE, "max_rows": 70}),
     "LoRA, dropout, step checkpoints": (
         SupervisedRecipe,
-        {**BASE, "lora": {"rank": 4, "dropout": 0.1}, "checkpoint_steps": 3},
+        {**BASE, "max_rows": 70, "lora": {"rank": 4, "dropout": 0.1}, "checkpoint_steps": 3},
     ),
     "evaluation, best, step checkpoints": (
         SupervisedRecipe,
         {
             **BASE,
+            "max_rows": 70,
             "checkpoint_steps": 3,
             "select": "best",
             "evaluations": [{"max_tokens": 3, "samples": 4}],
         },
     ),
-    "preference": (PreferenceRecipe, {**PREFERENCE, "checkpoint_steps": 3, "precompute_reference": True}),
+    "preference": (PreferenceRecipe, {**PREFERENCE, **SHORT, "checkpoint_steps": 3, "precompute_reference": True}),
     "reinforcement": (
         ReinforcementRecipe,
         {
             **REINFORCEMENT,
+            "steps_per_epoch": 4,
             "batch_size": 8,
             "groups_per_batch": 2,
             "max_tokens": 2,
@@ -113,8 +116,11 @@ VARIANTS: Mapping[str, tuple[type[Recipe], Mapping[str, Any]]] = {
             "held_out": "0.05",
         },
     ),
-    "distillation": (DistillationRecipe, {**DISTILLATION, "lora": {"rank": 4, "dropout": 0.1}, "mode": "logit"}),
-    "distillation on policy": (DistillationRecipe, {**DISTILLATION, "mode": "on_policy"}),
+    "distillation": (
+        DistillationRecipe,
+        {**DISTILLATION, **SHORT, "lora": {"rank": 4, "dropout": 0.1}, "mode": "logit", "checkpoint_steps": 3},
+    ),
+    "distillation on policy": (DistillationRecipe, {**DISTILLATION, **SHORT, "mode": "on_policy"}),
 }
 
 

@@ -37,7 +37,13 @@ def steps(root: Path, recipe: type[Recipe], fields: Mapping[str, Any]) -> list[S
     return [step for entry in ends for step in store.steps(store.manifest(entry))]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+QUICK = ("sigmoid", "ipo", "sft")
+"""Losses that `make test` trains with; the others are of the same shapes."""
+
+
+@pytest.mark.parametrize(
+    "loss", [pytest.param(loss, marks=() if loss in QUICK else pytest.mark.full) for loss in LOSSES]
+)
 def test_every_loss_trains(tmp_path: Path, loss: str) -> None:
     smoothing = {"label_smoothing": 0.1} if loss in ("exo_pair", "robust", "aot") else {}
     made = steps(tmp_path, PreferenceRecipe, {**PAIRS, "loss_type": [loss], **smoothing})

@@ -19,11 +19,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.parametrize(
     "change",
     [
-        {"gradient_checkpointing": True},
-        {"optimizer": "adafactor"},
-        {"optimizer": "sgd"},
-        {"attention": "eager"},
-        {"trainer_args": {"neftune_noise_alpha": 5.0}},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.full),
+        pytest.param({"optimizer": "adafactor"}, marks=pytest.mark.full),
+        pytest.param({"optimizer": "sgd"}, marks=pytest.mark.full),
+        pytest.param({"attention": "eager"}, marks=pytest.mark.full),
+        pytest.param({"trainer_args": {"neftune_noise_alpha": 5.0}}, marks=pytest.mark.full),
         {"precision": "bf16"},
         {"lora": {"rank": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"], "rslora": True}},
         {"lr_schedule": "polynomial", "lr_power": 2.0, "lr_final": 1.0e-4, "warmup_steps": 2},

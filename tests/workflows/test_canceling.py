@@ -18,7 +18,7 @@ from kitchen_resources.checkpoints.store import CheckpointStore
 from tests.workflows.cli import ROOT, command, environment, events, execute, write_config
 from tests.workflows.conftest import Bench
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 LONG: dict[str, Any] = {
     "max_rows": 1600,
@@ -82,8 +82,8 @@ def train_until_published(
     ("door", "number"),
     [
         ("cli", signal.SIGINT),
-        pytest.param("cli", signal.SIGTERM, marks=pytest.mark.full),
-        pytest.param("python", signal.SIGINT, marks=pytest.mark.full),
+        ("cli", signal.SIGTERM),
+        ("python", signal.SIGINT),
     ],
 )
 def test_it_stops_at_a_step_publishes_shows_canceled_and_goes_on(bench: Bench, door: str, number: int) -> None:

@@ -25,6 +25,9 @@ from tests.workflows.conftest import Bench
 
 STAGES = ("raw", "dataset", "model", "evaluation", "registered_model")
 
+OTHER_JOBS = ("promote", "evaluate_checkpoint", "retain_checkpoints")
+"""What a recipe has besides its training job, as its name goes on."""
+
 
 class Pretending(TrainerResource):
     """A backend that pretends to learn, and exports real models."""
@@ -113,7 +116,10 @@ def test_a_base_and_a_teacher_of_two_recipes_are_two_edges() -> None:
     assert parents(location, "student", "dataset") == sorted([*read, "student/raw"])
     jobs = {job.name for job in location.definitions().jobs or ()}
     # A version that is named isn't what a run would register.
-    assert jobs == {*("first", "large", "student"), *(f"{n}_promote" for n in ("first", "large", "student"))} | {
+    assert jobs == {
+        *("first", "large", "student"),
+        *(f"{n}_{job}" for n in ("first", "large", "student") for job in OTHER_JOBS),
+    } | {
         "large_then_student",
         "storage_cleanup",
     }

@@ -46,6 +46,7 @@ def _write_recipes(folder: Path, monkeypatch: pytest.MonkeyPatch, **recipes: dic
     monkeypatch.setenv("KITCHEN_RECIPES", str(folder))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_job_execute_trains_a_lora_of_ones_own_model_on_ones_own_rows(
     bench: Bench, write_rows: Callable[..., Path]

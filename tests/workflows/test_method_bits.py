@@ -103,7 +103,6 @@ CASES = {
         "preference",
         {"precompute_ref_log_probs": True, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]},
         lora=True,
-        quick=True,
     ),
     "preference, another reference": Case(
         PreferenceRecipe, {**PAIRS, "reference_model": "TEACHER"}, "preference", {}, {"reference": "TEACHER"}
@@ -123,7 +122,6 @@ CASES = {
         {**PLAIN_GAMES, "num_iterations": 2, "beta": 0.05},
         {"turns": 2, "blocks": {"prompts": 4, "draws": 2, "group": 4, "times": 4}},
         lora=True,
-        quick=True,
     ),
     "distillation, logits": Case(
         DistillationRecipe,

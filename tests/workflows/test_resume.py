@@ -211,6 +211,7 @@ def test_a_finished_recipe_again_does_nothing_and_only_what_moves_weights_trains
     assert any("data: " in message for message in _log(bench, result.run_id))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_continuing_from_3_to_5_epochs_does_exactly_two_at_the_new_learning_rate(bench: Bench) -> None:
     first = bench.run(LORA)
@@ -234,6 +235,7 @@ def test_continuing_from_3_to_5_epochs_does_exactly_two_at_the_new_learning_rate
         bench.run({**more, "epochs": 3})
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_bits_depend_neither_on_evaluation_nor_on_step_checkpoints_nor_on_the_caller(bench: Bench) -> None:
     import torch
