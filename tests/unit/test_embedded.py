@@ -408,6 +408,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_it_loads_in_a_fresh_process_without_a_warning(loaded: dict[str, Any]) -> None:
     assert loaded["logged"] == []

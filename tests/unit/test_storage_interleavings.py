@@ -140,6 +140,7 @@ def test_and_two_collections(state: str) -> None:
     assert found.ends > 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("state", ["marked long ago", "claimed by a dead collection"])
 def test_and_another_writer(state: str) -> None:
     found = search(state, is_fought_over, writer=put_unnamed, collection=collection, other=put_unnamed)

@@ -146,6 +146,7 @@ def test_conversations_for_a_model_without_a_template(bench: Bench, write_rows: 
     assert "chat_template: chatml" in said
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_a_model_without_a_template_trains_on_prompts_and_on_text(
     bench: Bench, write_rows: Write, tmp_path: Path

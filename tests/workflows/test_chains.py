@@ -250,6 +250,7 @@ def test_the_config_that_the_launchpad_offers_overrides_nothing(bench: Bench, pa
 # A run of both, trained.
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_one_run_trains_a_base_and_prefers_from_it(bench: Bench) -> None:
     base = {"max_rows": 32, "epochs": 1, "evaluations": [], "held_out": "0", "learning_rate": 1.0e-3}

@@ -181,6 +181,7 @@ def _context(bench: Bench) -> Any:
     return LoadingContextForTest(bench.instance)
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_every_checkpoint_is_a_materialization_in_its_own_partition(bench: Bench) -> None:
     result = bench.run({"epochs": 2, "checkpoint_steps": 8})

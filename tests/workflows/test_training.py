@@ -158,6 +158,7 @@ def test_max_steps_ends_inside_an_epoch_and_the_schedule_runs_over_it(bench: Ben
     assert bench.run({"epochs": 2, "max_steps": 16}).fingerprint == result.fingerprint
 
 
+@pytest.mark.full
 def test_the_best_epoch_is_selected_and_training_stops_early_and_a_second_run_honours_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_bad_trainer_args_are_refused_by_name(bench: Bench) -> None:
         bench.run({"trainer_args": {"dataloader_drop_last": True}})
 
 
+@pytest.mark.full
 def test_the_exported_model_has_the_trained_logits_in_a_fresh_process(bench: Bench) -> None:
     import torch
     from peft import PeftModel
