@@ -82,7 +82,6 @@ class Case:
         besides: What the script needs besides.
         lora: Whether a LoRA is trained.
         dropout: Whether the model has dropout in attention.
-        quick: Whether it is part of `make test`.
     """
 
     recipe: type[Recipe]
@@ -92,7 +91,6 @@ class Case:
     besides: Mapping[str, Any] = field(default_factory=dict)
     lora: bool = False
     dropout: bool = False
-    quick: bool = False
 
 
 CASES = {
@@ -138,7 +136,6 @@ CASES = {
         {},
         {"teacher": "TEACHER", "alpha": 0.5, "temperature": 2.0},
         lora=True,
-        quick=True,
     ),
     "distillation, on policy": Case(
         DistillationRecipe,
@@ -172,9 +169,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if case.quick else pytest.mark.full) for name, case in CASES.items()]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", CASES)
 def test_a_run_has_the_bits_of_a_plain_trl_script(bench: Bench, plain: PlainTrainer, name: str) -> None:
     import_everything()
     case = CASES[name]
