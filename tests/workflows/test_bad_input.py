@@ -194,6 +194,7 @@ def test_a_disk_that_fills_up_while_publishing_leaves_no_checkpoint_and_no_lease
     assert bench.run({"max_rows": 40, "epochs": 1}).epochs == 1
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_the_command_line_says_it_and_fails(bench: Bench, tmp_path: Path) -> None:
     config = cli.write_config(tmp_path / "bad.yaml", bench.root, {**SMALL, "epochs": 0})

@@ -32,6 +32,7 @@ def said(result: dg.ExecuteInProcessResult) -> str:
     return str(failure.step_failure_data.user_failure_data.description)
 
 
+@pytest.mark.full
 def test_a_checkpoint_is_measured_once_and_shown_in_its_partition(bench: Bench) -> None:
     run = bench.run({"epochs": 2, "keep_last": 2})
     head = bench.checkpoints.head(run.fingerprint)

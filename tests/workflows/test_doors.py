@@ -221,6 +221,7 @@ def test_two_recipes_materialized_in_one_run_train_as_each_does_alone(
         assert states == [checkpoint["state_digest"] for checkpoint in alone.checkpoints], name
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_definitions_validate_passes_and_names_a_broken_recipe_by_file_and_line(bench: Bench, tmp_path: Path) -> None:
     words = ("definitions", "validate", "-w", str(cli.ROOT / "workspace.yaml"))
