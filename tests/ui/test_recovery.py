@@ -19,7 +19,7 @@ pytestmark = pytest.mark.heavy
 SLOW = {**TINY, "max_rows": 1200, "epochs": 1, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10}
 """1,080 rows to train on, 68 steps."""
 
-ASKED_SLOWLY = {"name": "often", "dataset": "embedded:dates", "samples": 300, "max_tokens": 16, "batch_size": 1}
+ASKED_SLOWLY = {"name": "often", "dataset": "embedded:dates", "samples": 60, "max_tokens": 16, "batch_size": 1}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "refused": TINY,
