@@ -48,43 +48,18 @@ def run_stage(
         dagster.Failure: With the kitchen's message, caused by the kitchen's error.
     """
     with canceled_by_interrupts(context.instance, context.run.run_id):
-        return _run_stage(
-            context,
-            recipe_name,
-            partitions,
-            workflow,
-            stage,
-            is_last=is_last,
-            needs_preflight=needs_preflight,
-            reads_models=reads_models,
-            work=work,
-        )
-
-
-def _run_stage(
-    context: Any,
-    recipe_name: str,
-    partitions: str,
-    workflow: str,
-    stage: str,
-    *,
-    is_last: bool,
-    needs_preflight: bool,
-    reads_models: bool,
-    work: Callable[[StageContext], T],
-) -> T:
-    try:
-        refuse_environment(context.run.run_config)
-        kitchen = stage_context(context, recipe_name, partitions)
-    except KitchenError as error:
-        context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
-        raise KitchenFailure(error) from None
-    with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
-        if needs_preflight:
-            _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
-        result = work(kitchen)
-        blocked.extend(_failed_checks(result))
-        return result
+        try:
+            refuse_environment(context.run.run_config)
+            kitchen = stage_context(context, recipe_name, partitions)
+        except KitchenError as error:
+            context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
+            raise KitchenFailure(error) from None
+        with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
+            if needs_preflight:
+                _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
+            result = work(kitchen)
+            blocked.extend(_failed_checks(result))
+            return result
 
 
 def _failed_checks(result: Any) -> list[str]:
