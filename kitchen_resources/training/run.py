@@ -12,19 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from kitchen_resources.blobs.derived import DerivedStore
 from kitchen_resources.blobs.workplace import remove_abandoned
-from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder, RunEnd
+from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder
 from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
-from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import RunRecord
 from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError, LedgerError
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
-from kitchen_resources.formulas.selection import best_epoch, early_stop_epoch
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start, identify
 from kitchen_resources.training.environment import as_started, drift, first_environment
@@ -33,6 +30,7 @@ from kitchen_resources.training.history import FailureMark, moved_notes, remembe
 from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
+from kitchen_resources.training.progress import Progress
 from kitchen_resources.training.start import fetch_start, find_start
 from kitchen_resources.training.stopping import StopRequest
 
@@ -109,6 +107,10 @@ class TrainingRun:
         """What is measured of its checkpoints."""
         return CheckpointEvaluations(self._launch)
 
+    @cached_property
+    def _progress(self) -> Progress:
+        return Progress(self._launch, self.plan, self.evaluations)
+
     @property
     def first_epoch(self) -> int:
         """The first epoch to train, from 1; later where another run is continued."""
@@ -131,8 +133,10 @@ class TrainingRun:
         """
         self._require_something_to_do()
         head = self.head()
-        last = self._last_epoch(head)
-        missing = tuple(epoch for epoch in range(self.first_epoch, last + 1) if not self._is_made(head, epoch))
+        last = self._progress.last_epoch(head)
+        missing = tuple(
+            epoch for epoch in range(self.first_epoch, last + 1) if not self._progress.is_made(head, epoch)
+        )
         notes = self._notes(head, missing)
         self._launch.write("run", {"fingerprint": self.fingerprint})
         remember_run(self._launch, self.fingerprint, self.identity.value)
@@ -148,7 +152,7 @@ class TrainingRun:
             KitchenError: Training failed; a mark is left, so that later epochs of this run fail at once.
         """
         self._require_pinned()
-        if self._is_done(self.head(), epoch):
+        if self._progress.is_done(self.head(), epoch):
             return 0
         self._failure.raise_if_left()
         try:
@@ -170,16 +174,16 @@ class TrainingRun:
         remove_abandoned(self._launch.ports.blobs.scratch())
         head = self.head()
         whole = {entry.step for entry in head.entries() if entry.payload == "present"}
-        if head.end != self._end(head) or self._leftovers() or whole - self._to_keep(head):
+        if head.end != self._progress.end(head) or self._leftovers() or whole - self._progress.to_keep(head):
             with self._leased() as lease:
                 # Here too: a process that was killed may have published the last epoch and not come to it, and a
                 # finished run is launched again with other retention.
                 self._retain(lease)
                 self._remove_scratch()
-                lease.update(lambda current: replace(current, end=self._end(current)))
+                lease.update(lambda current: replace(current, end=self._progress.end(current)))
             head = self.head()
         ledger = self._require_planned_rows(head)
-        return Finished(head=head, selected=self._selected(head), steps_done=steps, ledger=ledger)
+        return Finished(head=head, selected=self._progress.selected(head), steps_done=steps, ledger=ledger)
 
     def retain(self) -> None:
         """Delete the payload of checkpoints that the recipe doesn't keep."""
@@ -188,7 +192,7 @@ class TrainingRun:
 
     def evaluate_selected(self) -> EvaluationResult:
         """What is measured of the checkpoint that becomes the model; measured now when it hasn't been."""
-        return self.evaluate(self._selected(self.head()))
+        return self.evaluate(self._progress.selected(self.head()))
 
     def evaluate(self, entry: CheckpointEntry) -> EvaluationResult:
         """What is measured of one of the run's checkpoints; measured now when it hasn't been.
@@ -271,7 +275,7 @@ class TrainingRun:
         self._explain_drift(lease.head)
         self._evaluate_due(lease, epoch)
         damaged = _quarantined(lease.head)
-        while not self._is_done(lease.head, epoch):
+        while not self._progress.is_done(lease.head, epoch):
             done += self._train_next(lease)
             self._evaluate_due(lease, epoch)
             self._retain(lease)
@@ -367,78 +371,16 @@ class TrainingRun:
         return parent.epoch + 1 if parent.epoch_complete else parent.epoch
 
     def _evaluate_due(self, lease: Lease, epoch: int) -> None:
-        for entry in lease.head.entries():
-            if self._is_due(entry) and entry.epoch <= epoch and entry.payload == "present":
-                self.evaluations.evaluate(lease, entry, self._resolution(lease.head), self._observer.say)
-
-    def _to_keep(self, head: Head) -> set[int]:
-        """The steps whose payload the recipe keeps."""
-        return payload_to_keep(
-            head.entries(),
-            self.evaluations.values(head, self._recipe.select_metric),
-            metric=self._recipe.select_metric,
-            keep_last=self._recipe.keep_last,
-            keep_best=max(self._recipe.keep_best, int(self._recipe.select == "best")),
-            protected=self._launch.ports.registry.protected_manifests(),
-        )
+        for entry in self._progress.due(lease.head, epoch):
+            self.evaluations.evaluate(lease, entry, self._resolution(lease.head), self._observer.say)
 
     def _retain(self, lease: Lease) -> None:
-        keep = self._to_keep(lease.head)
+        keep = self._progress.to_keep(lease.head)
         pruned = self._store.prune(
             lease, keep, f"keep_last {self._recipe.keep_last}, keep_best {self._recipe.keep_best}"
         )
         if pruned:
             self._observer.say(f"pruned the payload of the checkpoints at steps {', '.join(map(str, pruned))}")
-
-    def _end(self, head: Head) -> RunEnd:
-        """Why the run is over, once it is."""
-        epoch = self._last_epoch(head)
-        reason: Literal["completed", "early_stop"] = "early_stop" if epoch < self.plan.epochs else "completed"
-        return RunEnd(reason=reason, epoch=epoch, step=self.plan.last_step(epoch))
-
-    # Reading the head.
-
-    def _is_made(self, head: Head, epoch: int) -> bool:
-        """Whether an epoch exists: it, or any later step of the same run."""
-        return head.last_epoch() >= epoch
-
-    def _is_done(self, head: Head, epoch: int) -> bool:
-        last = min(epoch, self._last_epoch(head))
-        if not self._is_made(head, last):
-            return False
-        return not any(self._is_due(e) and e.epoch <= last and e.payload == "present" for e in head.entries())
-
-    def _is_due(self, entry: CheckpointEntry) -> bool:
-        """Whether an evaluation of this checkpoint is due and missing."""
-        every = self._recipe.eval_every
-        if not entry.epoch_complete or every == 0 or not self.evaluations.asked:
-            return False
-        regular = entry.epoch % every == 0 or entry.epoch == self.plan.epochs
-        return regular and self.evaluations.key not in entry.evaluations
-
-    def _last_epoch(self, head: Head) -> int:
-        """The epoch after which the run is over: the last planned one, or where it stops early."""
-        if self._recipe.early_stop_patience is None:
-            return self.plan.epochs
-        values = self.evaluations.values(head, self._recipe.select_metric)
-        stop = early_stop_epoch(values, self._recipe.select_metric, self._recipe.early_stop_patience)
-        return self.plan.epochs if stop is None else min(stop, self.plan.epochs)
-
-    def _selected(self, head: Head) -> CheckpointEntry:
-        """The checkpoint that becomes the model."""
-        last = self._last_epoch(head)
-        ends = {entry.epoch: entry for entry in head.entries() if entry.epoch_complete and entry.epoch <= last}
-        epoch: int | None = max(ends, default=None)
-        if self._recipe.select == "best":
-            values = self.evaluations.values(head, self._recipe.select_metric)
-            epoch = best_epoch({e: v for e, v in values.items() if e in ends}, self._recipe.select_metric)
-        if epoch is None:
-            raise CheckpointError(
-                f"{self._recipe.select_metric} was measured for no epoch",
-                where=f"run {self.fingerprint[:12]}",
-                fix="eval_every: 1",
-            )
-        return ends[epoch]
 
     # Identity and environment.
 

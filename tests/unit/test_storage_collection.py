@@ -1,7 +1,6 @@
 """Collecting garbage: what is deleted and when, what stays and why, and that a killed collection loses nothing."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,34 +30,12 @@ from kitchen_resources.storage import collection as collection_module
 from kitchen_resources.storage.collection import Collected, collect
 from tests.engine import Engine, register
 from tests.faulty_blobs import FaultyBlobs, NthWrite
-
-NOW = 1_800_000_000.0
-DAY = 24 * 3600.0
-ORPHAN = b"nobody names this"
-SHA256 = digest_bytes(ORPHAN)
-
-
-def collected(blobs: Any, days: float = 0.0, **how: Any) -> Collected:
-    """What a collection does, some days after the first."""
-    return collect(blobs, **{"grace_s": DAY, "launch_age_s": 30 * DAY, "clock": lambda: NOW + days * DAY, **how})
-
-
-def state(blobs: Any, sha256: str = SHA256) -> str:
-    found = read_marker(blobs, sha256)
-    return found.marker.state if found else ""
+from tests.unit.collections_of_garbage import DAY, NOW, ORPHAN, SHA256, collected, engine_with_orphan, keys, state
 
 
 @pytest.fixture
 def engine() -> Engine:
-    """A store with a finished and registered run, and a blob that nothing names."""
-    engine = Engine()
-    register(engine, engine.finish(keep_last=3).head, 9)
-    ContentStore(engine.blobs).put(ORPHAN)
-    return engine
-
-
-def keys(engine: Engine) -> list[str]:
-    return list(engine.blobs.list(""))
+    return engine_with_orphan()
 
 
 # What is deleted, and when.
@@ -438,92 +415,6 @@ def test_a_collection_that_is_killed_at_any_write_ends_as_one_that_is_not() -> N
             collected(engine.blobs, days=4)
             collected(engine.blobs, days=6)
             assert at_the_end(engine).keys() == expected.keys(), fault.hit
-
-
-# Notes of launches.
-
-
-def note(engine: Engine, launch: str, what: str, value: Any) -> None:
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    engine.blobs.put_if_absent(f"launches/{launch}/{what}", data)
-
-
-@pytest.fixture
-def noted(engine: Engine) -> Engine:
-    """The store with a launch that was started 40 days ago, is over, and alone names the orphan."""
-    note(engine, "one", "started-supervised", b"%f" % (NOW - 40 * DAY))
-    note(engine, "one", "stopped-supervised", b"")
-    note(engine, "one", "supervised-0/prepared.json", {"blob": SHA256})
-    note(engine, "one", "supervised-0/preflight.json", {"run": "one"})
-    note(engine, "one", "io/step/result.json", 3)
-    return engine
-
-
-def launches_left(engine: Engine) -> set[str]:
-    return {key.split("/")[1] for key in engine.blobs.list("launches/")} & {"one", "two"}
-
-
-def test_notes_of_a_launch_that_is_long_over_go_and_keep_nothing_alive(noted: Engine) -> None:
-    found = collected(noted.blobs)
-    assert (found.launches, found.notes, found.marked) == (("one",), 5, 1)
-    assert launches_left(noted) == set()
-    assert collected(noted.blobs, days=1).deleted == {SHA256: len(ORPHAN)}
-
-
-def test_a_dry_run_counts_what_the_notes_alone_name(noted: Engine) -> None:
-    found = collected(noted.blobs, dry_run=True)
-    assert (found.launches, found.notes, found.marked) == (("one",), 5, 1)
-    assert launches_left(noted) == {"one"}
-
-
-def kept_notes() -> Iterator[tuple[str, Callable[[Engine], object]]]:
-    yield "young enough", lambda e: note(e, "one", "started-other", b"%f" % (NOW - 29 * DAY))
-    yield "not over", lambda e: e.blobs.delete("launches/one/stopped-supervised")
-    yield "of no known age", lambda e: e.blobs.delete("launches/one/started-supervised")
-    yield "with a damaged note", lambda e: note(e, "one", "supervised-0/base.json", b"{")
-    yield "with no table in a note", lambda e: note(e, "one", "supervised-0/base.json", [])
-    yield (
-        "registered lately",
-        lambda e: note(e, "one", "supervised-0/registered.json", {"version": 1, "run": "one", "at": NOW - DAY}),
-    )
-    yield "named by a version", lambda e: register(e, e.head(), 6, launch="one")
-    yield "in training", lambda e: acquire(e.blobs, "ab" * 32, run="one", wait_s=0.0)
-    yield (
-        "whose run another one trains",
-        lambda e: (
-            note(e, "one", "supervised-0/run.json", {"fingerprint": "ab" * 32}),
-            acquire(e.blobs, "ab" * 32, run="x", wait_s=0.0),
-        ),
-    )
-    yield (
-        "executed again lately",
-        lambda e: (
-            note(e, "one", "supervised-0/steps-two.json", {"optimizer_steps": 3}),
-            note(e, "two", "started-supervised", b"%f" % (NOW - DAY)),
-        ),
-    )
-
-
-@pytest.mark.parametrize(("name", "change"), list(kept_notes()), ids=[name for name, _ in kept_notes()])
-def test_notes_that_may_be_needed_stay(noted: Engine, name: str, change: Callable[[Engine], object]) -> None:
-    change(noted)
-    found = collected(noted.blobs)
-    assert (found.launches, found.marked) == ((), 0)
-    assert "one" in launches_left(noted)
-
-
-def test_a_launch_that_wrote_no_end_is_over_at_twice_the_age(noted: Engine) -> None:
-    noted.blobs.delete("launches/one/stopped-supervised")
-    assert collected(noted.blobs, days=19).launches == ()
-    assert collected(noted.blobs, days=21).launches == ("one",)
-
-
-def test_a_launch_whose_notes_are_gone_prepares_again(engine: Engine) -> None:
-    first = engine.finish(run_id="one", seed=1)
-    note(engine, "one", "started-supervised", b"0")
-    assert collected(engine.blobs, days=1).launches == ("one",)
-    again = engine.finish(run_id="two", root_id="one", seed=1)
-    assert (again.steps_done, again.head.fingerprint) == (0, first.head.fingerprint)
 
 
 # From the door.
