@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from kitchen_assets.tags import RESUME_OF
+from kitchen_assets.tags import EXPECTED, RESUME_OF
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.names import RESOURCE_KEYS
@@ -43,6 +43,13 @@ class StageContext:
     def warn(self, message: str) -> None:
         """A sentence in the run's log that should be seen."""
         self._context.log.warning(message)
+
+    @property
+    def expected(self) -> str:
+        """Fingerprint that this run was asked to go on with; "" when it may train what its recipe says."""
+        run = self._context.run
+        # Whoever executes a resumed run again may have changed it on purpose.
+        return str(run.tags.get(EXPECTED, "")) if run.parent_run_id is None else ""
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Tag the run."""

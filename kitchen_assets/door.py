@@ -17,6 +17,7 @@ from kitchen_assets.kitchen import Kitchen, built_in, default_resources, upstrea
 from kitchen_assets.quiet import undisturbed
 from kitchen_assets.recovery import worker_tag
 from kitchen_assets.results import RunResult, collect
+from kitchen_assets.tags import IN_PROCESS
 from kitchen_resources.blobs.resource import default_store, store_is_chosen
 from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.launch import Launch
@@ -122,7 +123,7 @@ def run(
                 run_config={**run_config, **quiet},
                 instance=used,
                 run_id=run_id,
-                tags={**(tags or {}), **worker_tag(run_id)},
+                tags={**(tags or {}), **worker_tag(run_id), **_in_process(target, resources)},
             )
         except KitchenFailure as failure:
             raise failure.error from None
@@ -133,6 +134,13 @@ def run(
             raise _failed_checks(used, run_id) or error from None
         with _launch(kitchen, recipe, run_config, run_id=run_id) as launch:
             return collect(launch, time.monotonic() - started)
+
+
+def _in_process(target: Target, resources: Mapping[str, Any] | None) -> dict[str, str]:
+    """The tag of a run that was given objects: a sensor in another process has none of them to run it again with."""
+    given = [f"the recipe object {target.definition.name or target.method}"] if isinstance(target, Recipe) else []
+    given += [key for key, value in (resources or {}).items() if not isinstance(value, Mapping)]
+    return {IN_PROCESS: ", ".join(given)} if given else {}
 
 
 def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> DataError | None:

@@ -52,14 +52,19 @@ def run_stage(
             refuse_environment(context.run.run_config)
             kitchen = stage_context(context, recipe_name, partitions)
         except KitchenError as error:
-            context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
-            raise KitchenFailure(error) from None
-        with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
-            if needs_preflight:
-                _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
-            result = work(kitchen)
-            blocked.extend(_failed_checks(result))
-            return result
+            if not error.mendable:
+                context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
+            raise told_failure(context.instance, context.run.run_id, error) from None
+        try:
+            with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
+                if needs_preflight:
+                    _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
+                result = work(kitchen)
+                blocked.extend(_failed_checks(result))
+                return result
+        except KitchenError as error:
+            # Of the stage, or of telling of it: the store may be away from the first request on.
+            raise told_failure(context.instance, context.run.run_id, error) from None
 
 
 def _failed_checks(result: Any) -> list[str]:
@@ -193,15 +198,21 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
 
     try:
         yield blocked
-    except KitchenError as error:
-        if not isinstance(error, EarlierFailure):
-            kitchen.tag({ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
-        stop(error)
-        raise KitchenFailure(error) from None
     except BaseException as error:
-        stop(error)
+        try:
+            stop(error)
+        except KitchenError as failure:
+            # What the stage failed of is what matters.
+            kitchen.say(f"could not note that the stage is over: {failure}")
         raise
     stop(None)
+
+
+def told_failure(instance: dg.DagsterInstance, run_id: str, error: KitchenError) -> "KitchenFailure":
+    """An error as a step's failure; the run is tagged with it, so that a sensor knows whether a repeat can mend it."""
+    if not isinstance(error, EarlierFailure):
+        instance.add_run_tags(run_id, {ERROR: type(error).__name__, MENDABLE: str(error.mendable).lower()})
+    return KitchenFailure(error)
 
 
 class _Sayer:

@@ -12,7 +12,20 @@ from dataclasses import asdict, dataclass
 
 import dagster as dg
 
-from kitchen_assets.tags import ATTEMPT, ERROR, FROM_STEP, KIND, MENDABLE, REFUSED, RESUME_OF, RUN_OWN, WORKER
+from kitchen_assets.tags import (
+    ATTEMPT,
+    ERROR,
+    EXPECTED,
+    FINGERPRINT,
+    FROM_STEP,
+    IN_PROCESS,
+    KIND,
+    MENDABLE,
+    REFUSED,
+    RESUME_OF,
+    RUN_OWN,
+    WORKER,
+)
 from kitchen_resources.checkpoints.head import Head, Holder
 from kitchen_resources.checkpoints.holder import has_rebooted, is_gone, this_holder
 from kitchen_resources.checkpoints.lease import LEASE_TTL_S
@@ -29,7 +42,7 @@ def looks_until_lost(every_s: float) -> int:
     return 1 + math.ceil(3 * LEASE_TTL_S / every_s)
 
 
-_DIED = frozenset({"", "UNKNOWN", "RUN_WORKER_RESTART"})
+_DIED = frozenset({"", "UNKNOWN", "RUN_WORKER_RESTART", "START_TIMEOUT", "UNEXPECTED_TERMINATION"})
 _CRASHES = frozenset({"ChildProcessCrashException", "DagsterSubprocessError"})
 
 
@@ -71,7 +84,8 @@ def lost_because(worker: str, run_id: str, head: Head | None, seen: Seen, *, loo
         looks: See `looks_until_lost`.
     """
     process = _process(worker)
-    if process is not None:
+    # A run that has only just been started again still has the tag of the run that it re-executes.
+    if process is not None and process.run == run_id:
         if is_gone(process):
             return f"its process {process.pid} on {process.host.split('/')[0]} is gone"
         if has_rebooted(process):
@@ -112,6 +126,8 @@ def judge_failure(tags: Mapping[str, str], step_failures: Sequence[str]) -> Verd
     kind = tags.get(KIND, "training" if WORKER in tags else "run of something else")
     if kind != "training":
         return Verdict(False, f"it is a {kind}")
+    if tags.get(IN_PROCESS):
+        return Verdict(False, f"it was given what isn't in its config: {tags[IN_PROCESS]}")
     if tags.get(REFUSED):
         return Verdict(False, f"it was refused ({tags[REFUSED]})")
     if tags.get(ERROR):
@@ -160,7 +176,11 @@ def next_attempt(run: dg.DagsterRun, head: Head | None, *, first_wait_s: float) 
         if not name.startswith(("dagster/", ".dagster/")) and name not in RUN_OWN
     }
     root = run.tags.get(RESUME_OF) or run.root_run_id or run.run_id
-    return Attempt(number, wait_s, {**kept, RESUME_OF: root, ATTEMPT: str(number), FROM_STEP: str(newest)})
+    planned = run.tags.get(FINGERPRINT) or run.tags.get(EXPECTED)
+    expected = {EXPECTED: planned} if planned else {}
+    return Attempt(
+        number, wait_s, {**kept, **expected, RESUME_OF: root, ATTEMPT: str(number), FROM_STEP: str(newest)}
+    )
 
 
 def number_tag(run: dg.DagsterRun, name: str) -> int:

@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 
+from kitchen_assets.execution import told_failure
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.errors import BlobError
+from kitchen_resources.errors import BlobError, KitchenError
 
 
 class EpochReferences(dg.IOManager):
@@ -18,7 +21,17 @@ class EpochReferences(dg.IOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Store an output; the step that is executed again in one run writes the same key anew."""
-        key, data = _key(context), canonical_json(obj)
+        with _told(context):
+            self._store(_key(context), canonical_json(obj))
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read an output."""
+        upstream = context.upstream_output
+        assert upstream is not None
+        with _told(context):
+            return self._read(_key(upstream))
+
+    def _store(self, key: str, data: bytes) -> None:
         while True:
             stored = self._blobs.get(key)
             if stored is not None and stored.data == data:
@@ -26,20 +39,21 @@ class EpochReferences(dg.IOManager):
             if self._blobs.compare_and_swap(key, stored.version if stored else None, data) is not None:
                 return
 
-    def load_input(self, context: dg.InputContext) -> Any:
-        """Read an output.
-
-        Raises:
-            BlobError: It was never stored, or is gone.
-        """
-        upstream = context.upstream_output
-        assert upstream is not None
-        stored = self._blobs.get(_key(upstream))
+    def _read(self, key: str) -> Any:
+        stored = self._blobs.get(key)
         if stored is None:
-            raise BlobError(
-                "the value that a step left for the next one is gone", where=_key(upstream), fix="launch again"
-            )
+            raise BlobError("the value that a step left for the next one is gone", where=key, fix="launch again")
         return json.loads(stored.data)
+
+
+@contextmanager
+def _told(context: dg.OutputContext | dg.InputContext) -> Iterator[None]:
+    """Tag the run with what goes wrong, as a stage does."""
+    try:
+        yield
+    except KitchenError as error:
+        step = context.step_context
+        raise told_failure(step.instance, step.run_id, error) from None
 
 
 @dg.io_manager(required_resource_keys={"blobs"}, description="Small JSON values between ops, in the blob store.")

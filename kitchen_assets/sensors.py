@@ -6,7 +6,7 @@ its local launcher has no health check, and neither sees the runs of `dagster jo
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +14,15 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import running_sensor
-from kitchen_assets.recovery import Seen, judge_failure, looks_until_lost, lost_because, next_attempt, number_tag
+from kitchen_assets.recovery import (
+    Seen,
+    Verdict,
+    judge_failure,
+    looks_until_lost,
+    lost_because,
+    next_attempt,
+    number_tag,
+)
 from kitchen_assets.stages.checkpoints import partition_key
 from kitchen_assets.tags import ATTEMPT, FINGERPRINT, KIND, RECIPE, RESUME_OF, WORKER
 from kitchen_resources.blobs.port import BlobStore
@@ -35,6 +43,8 @@ _ENDED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterR
 _WAIT = "wait"
 _GOING = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _LOOK_BACK = timedelta(hours=1)
+# How long a checkpoint waits for its store to come back, or for somebody to let go of its run.
+_WAITED_FOR = timedelta(days=7)
 # Run records are stamped to the second, and may be written while they are read.
 _OVERLAP = timedelta(seconds=5)
 # More than ever end within the overlap: else the cursor would stand still.
@@ -150,12 +160,11 @@ def _resume_runs(jobs: Sequence[Any]) -> dg.SensorDefinition:
 
 
 def _again(
-    context: dg.SensorEvaluationContext, record: dg.RunRecord, jobs: set[str], blobs: BlobsResource
+    context: dg.SensorEvaluationContext, record: dg.RunRecord, jobs: Set[str], blobs: BlobsResource
 ) -> dg.RunRequest | str:
     """The request to run a failed run again; `wait` while it is too early; or why not."""
     run = record.dagster_run
-    failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    verdict = judge_failure(run.tags, [_error_class(failure) for failure in failures])
+    verdict = _judge(context, run)
     if not verdict.resume:
         return verdict.reason
     attempt = next_attempt(run, _head(context, run, blobs), first_wait_s=_first_wait_s())
@@ -163,7 +172,7 @@ def _again(
         return f"{_attempts()} attempts in a row got nowhere"
     if record.end_time is not None and _now().timestamp() < record.end_time + attempt.wait_s:
         return _WAIT
-    job = run.job_name if run.job_name in jobs else run.tags.get(RECIPE, "")
+    job = _job_of(run, jobs)
     problem = _problem(context, run, job, jobs)
     if problem:
         return problem
@@ -178,7 +187,17 @@ def _again(
     )
 
 
-def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, jobs: set[str]) -> str:
+def _judge(context: dg.SensorEvaluationContext, run: dg.DagsterRun) -> Verdict:
+    failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    return judge_failure(run.tags, [_error_class(failure) for failure in failures])
+
+
+def _job_of(run: dg.DagsterRun, jobs: Set[str]) -> str:
+    """The job to run a run again with; Materialize has none of its own."""
+    return run.job_name if run.job_name in jobs else run.tags.get(RECIPE, "")
+
+
+def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, jobs: Set[str]) -> str:
     """Why a run can't be asked for here; empty when it can."""
     origin = run.remote_job_origin
     if origin is not None and origin.location_name != _location(context):
@@ -215,6 +234,8 @@ def _checkpoint_sensor(
         description: Of the sensor.
     """
 
+    trainings = {training.name for training in jobs.values() if training.tags.get(KIND) == "training"}
+
     @running_sensor(
         name=name,
         jobs=[jobs[f"{recipe}_{job}"] for recipe in recipes if f"{recipe}_{job}" in jobs],
@@ -222,23 +243,37 @@ def _checkpoint_sensor(
         description=description,
     )
     def look(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
-        since = datetime.fromisoformat(context.cursor) if context.cursor else _now() - _LOOK_BACK
+        cursor = json.loads(context.cursor or "{}")
+        since = datetime.fromisoformat(cursor["since"]) if cursor else _now() - _LOOK_BACK
         records = context.instance.get_run_records(
             dg.RunsFilter(statuses=_ENDED, updated_after=since - _OVERLAP),
             limit=_AT_ONCE,
             order_by="update_timestamp",
             ascending=True,
         )
-        requests = []
-        for run in (record.dagster_run for record in records):
+        known = {record.dagster_run.run_id for record in records}
+        waited = [
+            record
+            for run_id in cursor.get("waiting", [])
+            if run_id not in known and (record := context.instance.get_run_record_by_id(run_id)) is not None
+        ]
+        requests, waiting = [], []
+        for record in [*waited, *records]:
+            run = record.dagster_run
             recipe = recipes.get(run.tags.get(RECIPE, ""))
+            if recipe is None or not run.tags.get(FINGERPRINT):
+                continue
             head = _head(context, run, blobs)
-            if recipe is None or head is None or _is_held(head) or _will_resume(run, context):
+            if head is None or _is_held(head, run.run_id) or _will_resume(context, run, trainings):
+                # Not now: its store is away, somebody trains or prunes it, or a further attempt does all that itself.
+                if _utc(record.update_timestamp) > _now() - _WAITED_FOR:
+                    waiting.append(run.run_id)
                 continue
             for checkpoint in find(run, head, recipe, run_store(run, blobs)):
                 requests.append(_on_checkpoint(run, f"{recipe.definition.name}_{job}", checkpoint))
         newest = max([since, *(_utc(record.update_timestamp) for record in records)])
-        return dg.SensorResult(run_requests=requests, cursor=newest.isoformat())
+        state = {"since": newest.isoformat(), "waiting": waiting}
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
 
     return look
 
@@ -259,26 +294,29 @@ def _on_checkpoint(run: dg.DagsterRun, job: str, checkpoint: str) -> dg.RunReque
     )
 
 
-def _is_held(head: Head) -> bool:
-    return head.holder is not None and not is_free(head.holder)
+def _is_held(head: Head, run_id: str) -> bool:
+    """Whether somebody trains, evaluates or prunes a run; a holder that is the run itself is dead, for the run is over."""
+    return head.holder is not None and head.holder.run != run_id and not is_free(head.holder)
 
 
-def _will_resume(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
-    """Whether the run is run again, and then does by itself what it hasn't come to."""
-    if run.status != dg.DagsterRunStatus.FAILURE:
+def _will_resume(context: dg.SensorEvaluationContext, run: dg.DagsterRun, jobs: Set[str]) -> bool:
+    """Whether the run is yet to be run again, and then does by itself what it hasn't come to."""
+    if run.status != dg.DagsterRunStatus.FAILURE or number_tag(run, ATTEMPT) >= _attempts():
         return False
-    failures = context.instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    tried = number_tag(run, ATTEMPT)
-    return tried < _attempts() and judge_failure(run.tags, [_error_class(failure) for failure in failures]).resume
+    asked = dg.RunsFilter(tags={"dagster/run_key": f"resume-{run.run_id}"})
+    if attempts := context.instance.get_runs(asked, limit=1):
+        return not attempts[0].is_finished
+    return _judge(context, run).resume and not _problem(context, run, _job_of(run, jobs), jobs)
 
 
 def unevaluated(run: dg.DagsterRun, head: Head, recipe: Recipe, store: BlobStore) -> list[str]:
     """Partition keys of a run's checkpoints whose evaluation was due and isn't there."""
     every = launched(run, recipe, "eval_every")
+    last = head.end.epoch if head.end else launched(run, recipe, "epochs")
     return [
         partition_key(head.fingerprint, entry.step)
         for entry in head.entries()
-        if every and entry.epoch_complete and entry.epoch % every == 0
+        if every and entry.epoch_complete and (entry.epoch % every == 0 or entry.epoch == last)
         if entry.payload == "present" and not entry.evaluations
     ]
 

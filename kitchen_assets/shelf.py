@@ -166,6 +166,9 @@ def prune(
     Records, and what a model version was made of, stay. What nothing names is only marked by this call, and deleted by
     a later one, when the grace period is over: who has just stored it may be about to name it.
 
+    Of a run of which no version is registered, the newest checkpoint and the best by each metric that was measured stay
+    too: it goes on from the one, and its model may be another.
+
     Args:
         run: First digits of a fingerprint, and then only the payload of such runs; all runs and all garbage when empty.
         keep_last: Newest checkpoints of each run to keep whole; None to keep all.
@@ -223,9 +226,10 @@ def _prune_run(
     """Delete the payload of a run's old checkpoints; those that had it, or none when the run is being trained."""
 
     def keep(head: Head) -> set[int]:
-        return payload_to_keep(
-            head.entries(), {}, metric="loss", keep_last=keep_last, keep_best=0, protected=protected
-        )
+        entries = head.entries()
+        newest = keep_last if _has_version(entries, protected) else max(keep_last, 1)
+        kept = payload_to_keep(entries, {}, metric="loss", keep_last=newest, keep_best=0, protected=protected)
+        return kept if _has_version(entries, protected) else kept | _best_by_any(entries)
 
     if dry_run:
         head = checkpoints.head(fingerprint)
@@ -242,6 +246,25 @@ def _prune_run(
         return [entry for entry in lease.head.entries() if entry.step in steps]
     finally:
         lease.release()
+
+
+def _has_version(entries: Sequence[CheckpointEntry], protected: Set[str]) -> bool:
+    return any(entry.manifest in protected for entry in entries)
+
+
+def _best_by_any(entries: Sequence[CheckpointEntry]) -> set[int]:
+    """The steps that are best by some metric: which one the recipe selects by is told when the run goes on."""
+    names = {name for entry in entries for found in entry.evaluations.values() for name in found.metrics}
+    best: set[int] = set()
+    for metric in names:
+        values = {
+            entry.epoch: found.metrics[metric]
+            for entry in entries
+            for found in entry.evaluations.values()
+            if entry.epoch_complete and metric in found.metrics
+        }
+        best |= payload_to_keep(entries, values, metric=metric, keep_last=0, keep_best=1, protected=set())
+    return best
 
 
 def _clear_leftovers(store: BlobStore) -> tuple[int, str]:

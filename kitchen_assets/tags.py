@@ -14,6 +14,11 @@ WORKER = "kitchen/worker"
 RESUME_OF = "kitchen/resume_of"
 ATTEMPT = "kitchen/attempt"
 FROM_STEP = "kitchen/from_step"
+EXPECTED = "kitchen/expected"
+"""Fingerprint of the run that a further attempt goes on with; it trains nothing else."""
+
+IN_PROCESS = "kitchen/in_process"
+"""What a run was given as Python objects, so that its config alone isn't what it trains."""
 
 RUN_OWN = frozenset({FINGERPRINT, REFUSED, ERROR, MENDABLE, WORKER})
 """Tags that a run gives itself, and that a further attempt at it doesn't take over."""

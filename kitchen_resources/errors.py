@@ -43,6 +43,10 @@ class CheckpointError(KitchenError):
     """A stored checkpoint is missing, damaged, or belongs to another run."""
 
 
+class FormatError(CheckpointError):
+    """A newer version of the kitchen wrote it. It is no damage: nothing is quarantined, replaced or deleted for it."""
+
+
 class LedgerError(CheckpointError):
     """Optimiser steps received other rows than planned. The run's model isn't registered."""
 

@@ -8,8 +8,8 @@ from kitchen_assets.composition import CheckOutcome, Loop, LoopCheck, StageResul
 from kitchen_assets.context import StageContext
 from kitchen_assets.stages.checkpoints import CheckpointEvents
 from kitchen_assets.tables import loss_plot, markdown_table
-from kitchen_assets.tags import FINGERPRINT
-from kitchen_resources.errors import KitchenError, LedgerError
+from kitchen_assets.tags import FINGERPRINT, REFUSED
+from kitchen_resources.errors import ConfigError, KitchenError, LedgerError
 from kitchen_resources.registry.port import ModelFiles
 from kitchen_resources.training.exporting import export_checkpoint, note_model
 from kitchen_resources.training.ledger import LedgerReport
@@ -22,11 +22,24 @@ _POINTS = 400
 def plan_epochs(kitchen: StageContext) -> list[int]:
     """Work out which epochs are missing in the store; none are when the run is finished."""
     run = _run(kitchen)
+    _require_expected(kitchen, run)
     planned = run.planned()
     kitchen.tag({FINGERPRINT: run.fingerprint})
     for note in planned.notes:
         kitchen.say(note)
     return list(planned.missing)
+
+
+def _require_expected(kitchen: StageContext, run: TrainingRun) -> None:
+    """A run that a sensor asked for goes on with the one that failed, and trains nothing else in silence."""
+    if kitchen.expected not in ("", run.fingerprint):
+        kitchen.tag({REFUSED: ConfigError.__name__})
+        raise ConfigError(
+            f"it was to go on with run {kitchen.expected[:12]}, and what it would train is {run.fingerprint[:12]}: the "
+            f"recipe, the base model, the data or the kitchen has changed since",
+            where=f"recipe {kitchen.name}",
+            fix="launch the recipe, which trains it as it is now",
+        )
 
 
 def train_epoch(kitchen: StageContext, epoch: int) -> int:

@@ -117,13 +117,20 @@ def put_sound_file(blobs: BlobStore, key: str, path: Path, sha256: str) -> None:
     """
     if blobs.put_file(key, path):
         return
-    copy = blobs.scratch() / f"compare-{uuid.uuid4().hex}"
-    try:
-        if blobs.size(key) == path.stat().st_size:
-            blobs.get_file(key, copy)
-            if digest_file(copy) == sha256:
-                return
-    finally:
-        copy.unlink(missing_ok=True)
+    # Twice: what a long download was damaged in is not what is stored.
+    if _is_stored(blobs, key, path, sha256) or _is_stored(blobs, key, path, sha256):
+        return
     blobs.delete(key)
     blobs.put_file(key, path)
+
+
+def _is_stored(blobs: BlobStore, key: str, path: Path, sha256: str) -> bool:
+    """Whether the object under a key has the bytes of a file."""
+    if blobs.size(key) != path.stat().st_size:
+        return False
+    copy = blobs.scratch() / f"compare-{uuid.uuid4().hex}"
+    try:
+        blobs.get_file(key, copy)
+        return digest_file(copy) == sha256
+    finally:
+        copy.unlink(missing_ok=True)

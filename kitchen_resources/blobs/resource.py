@@ -50,7 +50,11 @@ class S3Store(dg.Config):
         default="", description="Key of AWS KMS that objects are encrypted with; empty for the bucket's default."
     )
     max_attempts: int = Field(default=6, ge=1, description="Requests made for one call at most.")
-    timeout_s: float = Field(default=30.0, gt=0, description="How long the service may keep silent, in seconds.")
+    timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long the service may keep silent, in seconds; well under the 30 s that a lease lasts.",
+    )
 
     def open(self) -> BlobStore:
         """The store."""

@@ -129,7 +129,11 @@ class S3Blobs:
         extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {_WRITER: writer}, **self._encryption()}
         try:
             with self._failures(key), self._transfers() as transfers:
-                transfers.upload(str(path), place["Bucket"], place["Key"], extra_args=extra).result()
+                _repeated(
+                    lambda: transfers.upload(str(path), place["Bucket"], place["Key"], extra_args=extra).result(),
+                    # Its last request, on condition, may be refused for the moment: then all of it is sent again.
+                    lambda error: code_of(error) in CONFLICT,
+                )
         except BlobError as error:
             # Somebody else was first; or the last request was done, its answer lost, and it was repeated.
             head = self._head(key) if code_of(error.__cause__) in PRECONDITION | MISSING else None

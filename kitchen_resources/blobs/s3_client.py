@@ -19,7 +19,7 @@ class KitchenS3(S3Resource):
     over a single lost packet.
     """
 
-    timeout_s: float = 30.0
+    timeout_s: float = 10.0
 
     def get_client(self) -> Any:
         """A client that repeats what fails for a passing reason, and signs as every S3 service now asks for."""

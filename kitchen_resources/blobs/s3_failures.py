@@ -86,7 +86,7 @@ def as_blob_error(error: BaseException, *, where: str) -> BlobError:
             fix="these credentials need s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload on the "
             "store's prefix and s3:ListBucket on the bucket",
         )
-    if is_passing(status, code) or _names(error) & (_BROKEN | _UNREACHED):
+    if is_passing(status, code) or code in CONFLICT or _names(error) & (_BROKEN | _UNREACHED):
         return BlobError(
             f"the store failed, also when asked again ({said}: {error})",
             where=where,

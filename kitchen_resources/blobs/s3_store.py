@@ -26,7 +26,7 @@ def open_bucket(
     region_name: str = "",
     kms_key_id: str = "",
     max_attempts: int = 6,
-    timeout_s: float = 30.0,
+    timeout_s: float = 10.0,
 ) -> BlobStore:
     """A store in a bucket. Credentials are boto3's: environment variables, profile, or the machine's role.
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.errors import CheckpointError
+from kitchen_resources.errors import CheckpointError, FormatError
 
 FORMAT = 1
 
@@ -138,13 +138,14 @@ def decode_head(data: bytes, key: str) -> Head:
     """A stored head.
 
     Raises:
-        CheckpointError: It isn't one, of a format this version doesn't know, or another run's.
+        CheckpointError: It isn't one, or another run's.
+        FormatError: A newer version wrote it.
     """
     try:
         value = json.loads(data)
         version = value.pop("format")
         if version != FORMAT:
-            raise CheckpointError(
+            raise FormatError(
                 f"has format {version}, this version reads {FORMAT}",
                 where=key,
                 fix="upgrade crucible-kitchen",

@@ -8,7 +8,7 @@ from typing import Any
 
 from kitchen_resources.blobs.content import StoredFile
 from kitchen_resources.digests import canonical_json, digest_json
-from kitchen_resources.errors import CheckpointError
+from kitchen_resources.errors import CheckpointError, FormatError
 
 FORMAT = 1
 
@@ -82,13 +82,14 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
     """A stored manifest.
 
     Raises:
-        CheckpointError: It isn't one, of an unknown format, or its state digest doesn't follow from its contents.
+        CheckpointError: It isn't one, or its state digest doesn't follow from its contents.
+        FormatError: A newer version wrote it.
     """
     try:
         value = json.loads(data)
         version = value.pop("format")
         if version != FORMAT:
-            raise CheckpointError(
+            raise FormatError(
                 f"has format {version}, this version reads {FORMAT}",
                 where=key,
                 fix="upgrade crucible-kitchen",

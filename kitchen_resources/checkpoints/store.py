@@ -38,7 +38,7 @@ from kitchen_resources.checkpoints.manifest import (
     state_digest,
 )
 from kitchen_resources.digests import canonical_json, digest_file
-from kitchen_resources.errors import CheckpointError, DiskFull
+from kitchen_resources.errors import CheckpointError, DiskFull, FormatError
 from kitchen_resources.training.port import TRANSCRIPT, CheckpointDraft, LocalCheckpoint, StepMetrics
 
 
@@ -196,6 +196,8 @@ class CheckpointStore:
         """
         try:
             return self.checkout(lease.head.fingerprint, entry, target)
+        except FormatError:
+            raise
         except CheckpointError as error:
             self.quarantine(lease, entry.step, str(error))
             on_damage(f"the checkpoint at step {entry.step} is damaged and was quarantined: {error}")
@@ -322,6 +324,8 @@ class CheckpointStore:
                 continue
             try:
                 manifest = self.manifest(entry)
+            except FormatError:
+                raise
             except CheckpointError as error:
                 self.quarantine(lease, entry.step, str(error))
                 continue

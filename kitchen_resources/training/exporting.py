@@ -11,7 +11,7 @@ from kitchen_resources.checkpoints.head import CheckpointEntry
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.digests import canonical_json, digest_json
-from kitchen_resources.errors import CheckpointError
+from kitchen_resources.errors import CheckpointError, FormatError
 from kitchen_resources.launch import Launch
 from kitchen_resources.registry.port import ModelFiles
 from kitchen_resources.registry.store import StoreRegistry
@@ -84,7 +84,7 @@ def _checkout(launch: Launch, fingerprint: str, entry: CheckpointEntry, folder: 
     try:
         return launch.checkpoints.checkout(fingerprint, entry, folder)
     except CheckpointError as error:
-        if entry.payload != "present":
+        if entry.payload != "present" or isinstance(error, FormatError):
             raise
         lease = acquire(launch.ports.blobs, fingerprint, run=launch.run_id, wait_s=launch.recipe.lease_wait_s)
         try:
@@ -94,7 +94,7 @@ def _checkout(launch: Launch, fingerprint: str, entry: CheckpointEntry, folder: 
         raise CheckpointError(
             f"the checkpoint is damaged and was quarantined: {error}",
             where=f"run {fingerprint[:12]}, step {entry.step}",
-            fix="run the recipe again, which makes it again",
+            fix="run the recipe again: it is made again, or where later epochs were made the best of the others is taken",
         ) from error
 
 

@@ -3,10 +3,14 @@
 A signal that raised at once would throw away all steps since the last checkpoint. So while an epoch is trained it is
 only noted. The step that is under way ends, its state is published where the method can go on from it exactly, and
 then the interrupt is raised as it would have been. A second signal, or a step that takes too long, raises at once.
+
+Ctrl-C reaches every process of a terminal's group, and Dagster's own executors pass it on to their children besides: what
+comes within a moment of the first is the same request once more.
 """
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +18,9 @@ from typing import Any, NoReturn
 
 GRACE_S = 8.0
 """How long to wait for the end of a step, in seconds."""
+
+_SAME_S = 1.0
+"""Within this time of the first, in seconds, a further signal is no second request."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,6 +30,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked_by: int | None = None
+        self._asked_at = 0.0
+        self._takes_too_long = False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
@@ -70,13 +79,20 @@ class StopRequest:
     def _heard(self, number: int, frame: FrameType | None) -> None:
         # Nothing is said or logged here: what the signal interrupts may hold the log's lock.
         if self.asked:
+            if time.monotonic() < self._asked_at + _SAME_S and not self._takes_too_long:
+                return
             self.stop()
-        self._asked_by = number
-        thread = threading.main_thread().ident
-        assert thread is not None
-        self._timer = threading.Timer(GRACE_S, signal.pthread_kill, (thread, number))
+        self._asked_by, self._asked_at = number, time.monotonic()
+        self._timer = threading.Timer(GRACE_S, self._interrupt, (number,))
         self._timer.daemon = True
         self._timer.start()
+
+    def _interrupt(self, number: int) -> None:
+        """End the step under way, from another thread."""
+        thread = threading.main_thread().ident
+        assert thread is not None
+        self._takes_too_long = True
+        signal.pthread_kill(thread, number)
 
     def _restore(self) -> None:
         self.take_time()

@@ -83,6 +83,16 @@ IGNORES = (
 )
 
 
+def test_an_upload_in_parts_that_the_service_refuses_for_the_moment_is_sent_again(
+    proxy: S3Proxy, blobs: S3Blobs, client: Any, tmp_path: Path
+) -> None:
+    fault = proxy.fault("POST .*uploadId", refused(409, "ConditionalRequestConflict"), times=1)
+    assert blobs.put_file("large", file(tmp_path, 2 * PART)) is True
+    assert fault.done == 1
+    assert blobs.size("large") == 2 * PART
+    assert uploads(client, blobs) == []
+
+
 @pytest.mark.parametrize("names", [("If-None-Match", "If-Match"), ("If-None-Match",), ("If-Match",)])
 @pytest.mark.parametrize("size", [1, 2 * PART])
 def test_a_service_that_ignores_conditions_is_refused_before_anything_is_written(

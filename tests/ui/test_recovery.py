@@ -10,6 +10,8 @@ import pytest
 
 from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.lease import acquire
+from kitchen_resources.checkpoints.store import CheckpointStore
+from tests.object_store import BUCKET, CREDENTIALS, object_store
 from tests.ui.conftest import TINY
 from tests.ui.dagster_dev import DAGSTER, DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S
@@ -29,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "killed": {**SLOW, "seed": 1},
     "killed_in_a_shell": {**SLOW, "seed": 2},
     "held": {**SLOW, "seed": 3, "lease_wait_s": 0.0},
+    "away": {**SLOW, "seed": 5},
     "unevaluated": {**TINY, "seed": 4, "evaluations": [ASKED_SLOWLY]},
 }
 
@@ -38,7 +41,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
     """An instance whose sensors look every second."""
     folder = tmp_path_factory.mktemp("recovery")
     (folder / "rows.jsonl").write_text('{"prompt": 1}\n' * 20)
-    variables = {"KITCHEN_SENSOR_EVERY_S": "1", "KITCHEN_RESUME_WAIT_S": "1"}
+    variables = {"KITCHEN_SENSOR_EVERY_S": "1", "KITCHEN_RESUME_WAIT_S": "1", **CREDENTIALS}
     with dagster_dev(folder, RECIPES, **variables) as running:
         yield running
 
@@ -137,6 +140,30 @@ def test_exactly_what_a_repeat_can_mend_is_run_again(dev: DagsterDev) -> None:
     assert ended(dev, again) == "SUCCESS"
     assert door.run(again)["tags"]["kitchen/fingerprint"] == head.fingerprint
     assert set(door.runs_of("held")) == {stopped, held, again}
+
+    # The store is away for longer than requests are made again, from the middle of a run into the first attempt after it.
+    with object_store(dev.folder / "bucket") as server:
+        bucket = {"bucket": BUCKET, "endpoint_url": server.endpoint, "max_attempts": 1}
+        store = {"blobs": {"config": {"store": {"s3": bucket}}}}
+        away = door.launch("away", {"resources": store})
+        fingerprint = wait_until(lambda: door.run(away)["tags"].get("kitchen/fingerprint"), RUN_S, "a plan")
+        in_bucket = CheckpointStore(server.blobs(""))
+        wait_until(lambda: in_bucket.head(fingerprint).entries(), RUN_S, "a checkpoint")
+        server.kill()
+        assert ended(dev, away) == "FAILURE"
+        tags = door.run(away)["tags"]
+        assert (tags["kitchen/error"], tags["kitchen/mendable"]) == ("BlobError", "true")
+        first = successor(dev, away, "away")
+        assert ended(dev, first) == "FAILURE"
+        server.start()
+        tags = door.run(first)["tags"]
+        assert (tags["kitchen/error"], tags["kitchen/mendable"]) == ("BlobError", "true")
+        assert tags["kitchen/expected"] == fingerprint
+        runs = wait_until(lambda: len(found := door.runs_of("away")) == 3 and found, RUN_S, "a second attempt")
+        (second,) = set(runs) - {away, first}
+        assert ended(dev, second) == "SUCCESS"
+        assert door.run(second)["tags"]["kitchen/fingerprint"] == fingerprint
+        assert in_bucket.head(fingerprint).end is not None
 
     # All looked at meanwhile, and left alone.
     for job, run_id in not_again.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kitchen_resources.blobs.content import ContentStore, StoredFile, content_key, put_sound_file
+from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import digest_bytes
 from kitchen_resources.errors import CheckpointError
@@ -104,6 +105,27 @@ def test_writing_again_what_is_sound_writes_nothing(
         watched.put_file(file)
     assert "delete" not in verbs
     assert [path.name for path in blobs.scratch().iterdir()] == []
+
+
+def test_what_is_damaged_on_its_way_is_not_taken_for_damaged_in_the_store(tmp_path: Path, file: Path) -> None:
+    verbs: list[str] = []
+
+    class Damaging(MemoryBlobs):
+        def get_file(self, key: str, path: Path) -> None:
+            super().get_file(key, path)
+            verbs.append("get_file")
+            if len(verbs) == 1:
+                path.chmod(0o644)
+                path.write_bytes(b"HELLO")
+
+        def delete(self, key: str) -> bool:
+            verbs.append("delete")
+            return super().delete(key)
+
+    content = ContentStore(Damaging())
+    content.put(b"hello")
+    content.put_file(file)
+    assert verbs == ["get_file", "get_file"]
 
 
 def test_a_file_is_put_under_any_key_that_its_digest_is_part_of(blobs: BlobStore, file: Path) -> None:

@@ -119,11 +119,28 @@ def test_only_the_named_run_is_pruned(engine: Engine) -> None:
     assert len(payload_keys(engine)) == 4
 
 
-@pytest.mark.parametrize(("keep_last", "gone"), [(0, [3, 6, 9]), (1, [3, 6]), (2, [3]), (3, []), (9, [])])
+@pytest.mark.parametrize(("keep_last", "gone"), [(0, [3, 6]), (1, [3, 6]), (2, [3]), (3, []), (9, [])])
 def test_as_many_are_kept_as_are_asked_for(engine: Engine, keep_last: int, gone: list[int]) -> None:
     expected = {fingerprint_of(engine): gone} if gone else {}
     assert prune(keep_last=keep_last, blobs=engine.blobs).runs == expected
     assert len(payload_keys(engine)) == 3 - len(gone)
+
+
+def test_of_a_run_without_a_version_the_best_by_each_metric_is_kept(engine: Engine) -> None:
+    # Its launch says by which it selects, and may be interrupted.
+    lease = acquire(engine.blobs, fingerprint_of(engine), run="test", wait_s=0.0)
+    for step, loss, reward in ((3, 0.1, 0.2), (6, 0.5, 0.9), (9, 0.7, 0.4)):
+        engine.store.record_evaluation(lease, step, "key", {}, {"held_out/loss": loss, "held_out/reward": reward})
+    lease.release()
+    assert prune(blobs=engine.blobs, dry_run=True).runs == {}
+    assert prune(blobs=engine.blobs).runs == {}
+    register(engine, engine.head(), 9)
+    assert prune(blobs=engine.blobs).runs == {fingerprint_of(engine): [3, 6]}
+
+
+def test_of_a_run_with_a_version_none_is_kept_besides_when_none_is_asked_for(engine: Engine) -> None:
+    register(engine, engine.head(), 3)
+    assert prune(keep_last=0, blobs=engine.blobs).runs == {fingerprint_of(engine): [6, 9]}
 
 
 def test_what_a_version_was_made_of_is_kept(engine: Engine) -> None:

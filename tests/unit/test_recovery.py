@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from kitchen_assets.recovery import (
 from kitchen_assets.sensors import overfull, unevaluated
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.blobs.memory import MemoryBlobs
+from kitchen_resources.blobs.resource import open_store
 from kitchen_resources.checkpoints.head import (
     CheckpointEntry,
     Head,
     Holder,
     RecordedEvaluation,
+    RunEnd,
+    decode_head,
     encode_head,
     head_key,
 )
@@ -73,6 +76,12 @@ def entry(step: int, epoch: int, **changes: Any) -> CheckpointEntry:
             [],
             Verdict(False, "it failed outside of its steps (RUN_EXCEPTION)"),
         ),
+        (
+            {**TRAINING, "kitchen/in_process": "trainer"},
+            [],
+            Verdict(False, "it was given what isn't in its config: trainer"),
+        ),
+        ({**TRAINING, "dagster/failure_reason": "START_TIMEOUT"}, [], Verdict(True, "its process died")),
         ({"kitchen/kind": "promotion", "kitchen/worker": "{}"}, [], Verdict(False, "it is a promotion")),
         ({"kitchen/kind": "maintenance"}, [], Verdict(False, "it is a maintenance")),
         ({}, [], Verdict(False, "it is a run of something else")),
@@ -93,9 +102,13 @@ def test_attempts_in_a_row_wait_longer_and_one_that_got_on_counts_anew() -> None
     own = {"kitchen/fingerprint": FINGERPRINT, "kitchen/worker": "{}", ".dagster/x": "y", "mine": "kept"}
     first = next_attempt(run_with(**own), None, first_wait_s=60.0)
     tags = {**TRAINING, "mine": "kept", "kitchen/resume_of": "one", "kitchen/attempt": "1", "kitchen/from_step": "0"}
-    assert first == Attempt(1, 0.0, tags)
+    # What it goes on with, also when this attempt dies before it has planned anything.
+    expected = {"kitchen/expected": FINGERPRINT}
+    assert first == Attempt(1, 0.0, {**tags, **expected})
     second = next_attempt(run_with("two", **first.tags), None, first_wait_s=60.0)
     assert (second.number, second.wait_s, second.tags["kitchen/resume_of"]) == (2, 60.0, "one")
+    assert second.tags["kitchen/expected"] == FINGERPRINT
+    assert "kitchen/expected" not in next_attempt(run_with(), None, first_wait_s=60.0).tags
     third = next_attempt(run_with("three", **second.tags), None, first_wait_s=60.0)
     assert (third.number, third.wait_s) == (3, 240.0)
     on = next_attempt(run_with("three", **second.tags), at_five, first_wait_s=60.0)
@@ -120,6 +133,8 @@ def test_a_run_whose_process_is_gone_or_whose_host_was_restarted_is_lost() -> No
         lost_because(json.dumps(asdict(earlier)), "one", None, Seen(-1, -1, 1), looks=4)
         == f"{host} was started anew since"
     )
+    # The tag of the run that this one re-executes, until it has its own.
+    assert lost_because(json.dumps(asdict(gone)), "two", None, Seen(-1, -1, 1), looks=4) == ""
     container = replace(me, boot=f"{me.boot.partition('/')[0]}/pid:[1]")
     assert lost_because(json.dumps(asdict(container)), "one", None, Seen(-1, -1, 99), looks=4) == ""
 
@@ -168,6 +183,11 @@ def test_checkpoints_whose_evaluation_was_due_are_named() -> None:
     assert unevaluated(run_with(), head, RECIPE, store) == ["abababababab/000000010", "abababababab/000000020"]
     assert unevaluated(launched_with(eval_every=4), head, RECIPE, store) == ["abababababab/000000020"]
     assert unevaluated(launched_with(eval_every=0), head, RECIPE, store) == []
+    # The last epoch is always due: the last planned one, or where the run has ended.
+    assert unevaluated(launched_with(eval_every=3), head, RECIPE, store) == []
+    assert unevaluated(launched_with(eval_every=3, epochs=4), head, RECIPE, store) == ["abababababab/000000020"]
+    ended = replace(head, end=RunEnd("completed", 4, 20))
+    assert unevaluated(launched_with(eval_every=3, epochs=9), ended, RECIPE, store) == ["abababababab/000000020"]
 
 
 def test_a_run_with_more_payload_than_its_recipe_keeps_is_named_by_its_newest_checkpoint() -> None:
@@ -233,6 +253,13 @@ def made(
     return instance.create_run_for_job(
         job, status=status, run_config=run_config or {}, tags={**TRAINING, "kitchen/recipe": "supervised", **tags}
     )
+
+
+def gone(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun:
+    """A run, tagged as one whose process is gone."""
+    process = replace(this_holder(run.run_id), started=0.0)
+    instance.add_run_tags(run.run_id, {"kitchen/worker": json.dumps(asdict(process))})
+    return run
 
 
 def test_sensors_are_on(location: dg.RepositoryDefinition) -> None:
@@ -303,10 +330,10 @@ def test_a_lost_run_is_marked_failed_and_one_that_lives_is_not(
 ) -> None:
     look = Look(location, instance, "lost_runs")
     started = dg.DagsterRunStatus.STARTED
-    alive = made(location, instance, started, **worker_tag("alive"))
-    gone = {"kitchen/worker": json.dumps(asdict(replace(this_holder("gone"), started=0.0)))}
-    dead = made(location, instance, started, **gone)
-    stopped = made(location, instance, dg.DagsterRunStatus.CANCELING, **gone)
+    alive = made(location, instance, started)
+    instance.add_run_tags(alive.run_id, worker_tag(alive.run_id))
+    dead = gone(instance, made(location, instance, started))
+    stopped = gone(instance, made(location, instance, dg.DagsterRunStatus.CANCELING))
     other = made(location, instance, started)
     assert look() == []
     status = {run.run_id: run.status for run in instance.get_runs()}
@@ -330,8 +357,7 @@ def test_strange_tags_and_stores_of_one_run_keep_no_sensor_from_the_others(
         instance.run_storage.add_run(
             dg.DagsterRun("supervised", run_config=store, status=status, tags={**TRAINING, **strange})
         )
-    gone = {"kitchen/worker": json.dumps(asdict(replace(this_holder("gone"), started=0.0)))}
-    dead = made(location, instance, dg.DagsterRunStatus.STARTED, **gone)
+    dead = gone(instance, made(location, instance, dg.DagsterRunStatus.STARTED))
     assert Look(location, instance, "lost_runs")() == []
     (request,) = Look(location, instance, "resume_runs")()
     assert request.run_key == f"resume-{dead.run_id}"
@@ -382,7 +408,7 @@ def test_what_a_run_did_not_come_to_is_asked_for_once_and_not_while_somebody_tra
     blobs.put_if_absent(head_key(FINGERPRINT), encode_head(Head(FINGERPRINT, checkpoints=entries)))
     held = Head("cd" * 32, holder=Holder("x", "elsewhere/1", "b/p", 1, 1.0), checkpoints=entries)
     blobs.put_if_absent(head_key("cd" * 32), encode_head(held))
-    config = {"resources": {"supervised": {"config": {"keep_best": 0, "eval_every": 2}}}}
+    config = {"resources": {"supervised": {"config": {"keep_best": 0, "eval_every": 2, "epochs": 4}}}}
     fingerprint = {"kitchen/fingerprint": FINGERPRINT}
     canceled = made(location, instance, dg.DagsterRunStatus.CANCELED, config, **fingerprint)
     made(location, instance, dg.DagsterRunStatus.CANCELED, config, **{"kitchen/fingerprint": "cd" * 32})
@@ -403,3 +429,62 @@ def test_what_a_run_did_not_come_to_is_asked_for_once_and_not_while_somebody_tra
         checkpoint = str(request.run_key).removeprefix(f"{request.job_name}-")
         assert request.run_config == {**config, "ops": {op: {"config": {"checkpoint": checkpoint}}}}
         dg.validate_run_config(location.get_job(str(request.job_name)), dict(request.run_config))
+
+
+def ask(blobs: LocalBlobs, change: Callable[[Head], Head]) -> None:
+    """Write another head of the run."""
+    stored = blobs.get(head_key(FINGERPRINT))
+    head = decode_head(stored.data, head_key(FINGERPRINT)) if stored else Head(FINGERPRINT)
+    version = stored.version if stored else None
+    assert blobs.compare_and_swap(head_key(FINGERPRINT), version, encode_head(change(head)))
+
+
+def test_what_could_not_be_looked_at_is_looked_at_later(
+    location: dg.RepositoryDefinition,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate = Look(location, instance, "evaluate_checkpoints")
+    blobs = LocalBlobs(tmp_path / "store")
+    ask(blobs, lambda head: replace(head, checkpoints=(entry(5, 1),)))
+    run = made(location, instance, dg.DagsterRunStatus.CANCELED, **{"kitchen/fingerprint": FINGERPRINT})
+    other = Holder("x", "elsewhere/1", "b/p", 1, 1.0, "another run")
+    # As when other runs have ended since: its record is read once.
+    monkeypatch.setattr(sensors, "_OVERLAP", sensors.timedelta(0))
+    with monkeypatch.context() as away:
+        away.setattr(sensors, "run_store", lambda *given: open_store("s3://no bucket/at all"))
+        assert evaluate() == []
+    ask(blobs, lambda head: replace(head, holder=other))
+    assert evaluate() == []
+    assert evaluate() == []
+    ask(blobs, lambda head: replace(head, holder=None))
+    assert [request.run_key for request in evaluate()] == ["supervised_evaluate_checkpoint-abababababab/000000005"]
+    assert evaluate() == []
+    # A dead holder that was the run itself holds nothing: it is over.
+    held = replace(other, run=run.run_id)
+    ask(blobs, lambda head: replace(head, holder=held))
+    assert len(Look(location, instance, "evaluate_checkpoints")()) == 1
+
+
+def test_a_run_is_waited_for_while_it_is_to_be_run_again_and_not_longer(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    evaluate = Look(location, instance, "evaluate_checkpoints")
+    ask(LocalBlobs(tmp_path / "store"), lambda head: replace(head, checkpoints=(entry(5, 1),)))
+    died = made(location, instance, dg.DagsterRunStatus.FAILURE, **{"kitchen/fingerprint": FINGERPRINT})
+    assert evaluate() == []
+    assert evaluate() == []
+    again = made(location, instance, dg.DagsterRunStatus.STARTED, **{"dagster/run_key": f"resume-{died.run_id}"})
+    assert evaluate() == []
+    instance.report_run_failed(again)
+    assert len(evaluate()) == 1
+
+
+def test_a_run_that_can_not_be_run_again_here_is_not_waited_for(
+    location: dg.RepositoryDefinition, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    ask(LocalBlobs(tmp_path / "store"), lambda head: replace(head, checkpoints=(entry(5, 1),)))
+    given = {"kitchen/fingerprint": FINGERPRINT, "kitchen/in_process": "trainer"}
+    made(location, instance, dg.DagsterRunStatus.FAILURE, **given)
+    assert len(Look(location, instance, "evaluate_checkpoints")()) == 1

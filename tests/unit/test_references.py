@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from kitchen_assets.references import EpochReferences, epoch_references
+from kitchen_assets.tags import ERROR, MENDABLE
 from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import BlobsResource, MemoryStore, open_store
@@ -141,15 +142,44 @@ def test_a_racing_write_is_not_lost_in_silence() -> None:
     assert references.load_input(into) == "ours"
 
 
-def test_a_value_that_is_gone_is_named() -> None:
-    references = EpochReferences(MemoryBlobs())
-    _, into = contexts("3f2a", "train_epoch[epoch_0001]")
-    with pytest.raises(BlobError) as missing:
-        references.load_input(into)
-    assert str(missing.value) == (
-        "launches/3f2a/io/train_epoch_epoch_0001_/result.json: the value that a step left for the next one is gone\n"
-        "  fix: launch again"
-    )
+def tags_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return {name: value for name, value in run.tags.items() if name in (ERROR, MENDABLE)}
+
+
+def failure_of(result: dg.JobExecutionResult) -> str:
+    """What the step that failed says, with its causes."""
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    error, said = event.step_failure_data.error, ""
+    while error is not None:
+        said, error = said + error.message, error.cause
+    return said
+
+
+def test_a_value_that_is_gone_is_named(instance: dg.DagsterInstance, blobs: BlobStore) -> None:
+    FAILING.add(2)
+    failed = execute(instance)
+    FAILING.clear()
+    key = f"launches/{failed.run_id}/io/plan/result/epoch_0002.json"
+    assert blobs.delete(key)
+    again = execute(instance, failed=failed.run_id)
+    said = f"BlobError: {key}: the value that a step left for the next one is gone\n  fix: launch again"
+    assert said in failure_of(again)
+    assert tags_of(instance, again.run_id) == {ERROR: "BlobError", MENDABLE: "false"}
+
+
+@pytest.mark.parametrize("verb", ["get", "compare_and_swap"])
+def test_a_store_that_is_away_is_what_a_repeat_can_mend(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def away(*args: Any) -> Any:
+        raise BlobError("the store is away", retriable=True)
+
+    monkeypatch.setattr(MemoryBlobs, verb, away)
+    result = execute(instance)
+    assert "BlobError: the store is away" in failure_of(result)
+    assert tags_of(instance, result.run_id) == {ERROR: "BlobError", MENDABLE: "true"}
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {1: 2}, b"pickled"])

@@ -11,7 +11,7 @@ from kitchen_resources.blobs.content import content_key
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, decode_head, encode_head, head_key
 from kitchen_resources.checkpoints.lease import acquire
 from kitchen_resources.checkpoints.manifest import LEDGER_FILE, encode_manifest
-from kitchen_resources.errors import BlobError, CheckpointError
+from kitchen_resources.errors import BlobError, CheckpointError, FormatError
 from kitchen_resources.training.exporting import export_checkpoint
 from kitchen_resources.training.model_files import write_model_folder
 from tests.engine import ROWS, Engine, HookedTrainer, epoch_ends, needed_files, payload_keys, states, undisturbed
@@ -280,7 +280,7 @@ def test_the_model_of_a_finished_run_is_found_damaged_and_made_again(tmp_path: P
     assert str(refused.value) == (
         f"run {job.fingerprint[:12]}, step 9: the checkpoint is damaged and was quarantined: "
         f"run {job.fingerprint[:12]}, step 9: the bytes of simulated.json don't match its digest\n"
-        "  fix: run the recipe again, which makes it again"
+        "  fix: run the recipe again: it is made again, or where later epochs were made the best of the others is taken"
     )
     assert engine.head().holder is None
     again = engine.with_().finish()
@@ -298,6 +298,30 @@ def test_a_pruned_model_is_not_taken_for_a_damaged_one() -> None:
     with pytest.raises(CheckpointError, match=r"step 3: its payload was pruned \(keep_last 1, keep_best 1\)$"):
         export_checkpoint(engine.launch(), engine.run().job(), pruned, "merged")
     assert engine.head().entries()[0].payload == "pruned"
+
+
+def test_what_a_later_version_wrote_is_refused_and_left_as_it_is() -> None:
+    engine = Engine()
+    engine.finish(keep_last=3)
+    entry = newest(engine)
+    newer = encode_manifest(engine.store.manifest(entry)).replace(b'"format":1', b'"format":2')
+    digest = engine.store.content.put(newer)
+    change_head(engine, lambda head: head.with_entry(entry.step, manifest=digest))
+    before = {key: stored.data for key in engine.blobs.list("") if (stored := engine.blobs.get(key))}
+    lease = acquire(engine.blobs, engine.head().fingerprint, run="test", wait_s=0.0)
+    for use in (
+        lambda: engine.store.resume_point(lease, engine.blobs.scratch() / "x", engine.told.say),
+        lambda: engine.store.prune(lease, {3, 6, 9}, ""),
+    ):
+        with pytest.raises(FormatError, match="has format 2, this version reads 1"):
+            use()
+    lease.release()
+    with pytest.raises(FormatError, match="has format 2"):
+        engine.finish(keep_last=3, epochs=3)
+    with pytest.raises(FormatError, match="has format 2"):
+        export_checkpoint(engine.launch(), engine.run().job(), newest(engine), "merged")
+    assert [e.payload for e in engine.head().checkpoints] == ["present"] * 3
+    assert before.keys() <= set(engine.blobs.list(""))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,16 @@ def test_a_step_that_is_saved_anyway_is_saved_once() -> None:
     assert [entry.step for entry in engine.head().checkpoints] == [2]
 
 
-def test_a_second_signal_raises_at_once() -> None:
+def test_the_same_request_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A terminal sends Ctrl-C to a run and to the processes of its steps, and the run passes it on to them.
+    engine = Engine(adapter=signalled_at(5, times=3))
+    with pytest.raises(Interrupted):
+        engine.finish()
+    assert list(states(engine.head())) == [3, 5]
+
+
+def test_a_second_signal_raises_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_SAME_S", 0.0)
     engine = Engine(adapter=signalled_at(5, times=2))
     with pytest.raises(Interrupted):
         engine.finish()
