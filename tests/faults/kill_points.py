@@ -24,7 +24,8 @@ POINTS = (
     "after the version",
     "after the alias",
 )
-"""Where a run is killed. The first checkpoint is published by then, so that there is something to go on from."""
+"""Where a run is killed, in the order that it comes to them. The first checkpoint is published by then, so that there is
+something to go on from."""
 
 
 class Deadly:
@@ -32,12 +33,13 @@ class Deadly:
 
     Args:
         point: One of `POINTS`; empty to kill it nowhere.
+        published: Checkpoints that the run has already.
     """
 
-    def __init__(self, point: str) -> None:
+    def __init__(self, point: str, published: int) -> None:
         assert point in ("", *POINTS)
         self._point = point
-        self._published = 0
+        self._published = published
         self._publishes = False
         self._steps = self._files = self._model_files = 0
 

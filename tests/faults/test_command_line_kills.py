@@ -12,7 +12,7 @@ from kitchen_resources.registry.store import StoreRegistry
 from tests.workflows.cli import ROOT, command, environment, events, execute, write_config
 
 KILLS = 5
-EPOCHS = 12
+EPOCHS = 7
 RECIPE: dict[str, Any] = {
     "model": "embedded:tiny",
     "max_rows": 40,
@@ -62,7 +62,7 @@ def test_killed_and_typed_again_it_ends_as_undisturbed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     config = config_for(tmp_path, "killed")
     for number in range(1, KILLS + 1):
-        killed_after(config, home, 2 * number)
+        killed_after(config, home, number)
     done = execute(config, home)
     assert done.returncode == 0, done.stderr
     expected = what_is_there(tmp_path / "undisturbed")

@@ -37,7 +37,7 @@ from kitchen_resources.training.trl.backend import TrlTrainer
 from kitchen_resources.training.upstream import make_version
 from tests import letters
 from tests.faults.forked import Say, forked
-from tests.faults.kill_points import Deadly
+from tests.faults.kill_points import POINTS, Deadly
 
 PREFERENCE: Mapping[str, Any] = {
     "model": "embedded:tiny",
@@ -230,7 +230,7 @@ def register(place: Path | str, variant: str, point: str = "") -> Callable[[Say]
     """
 
     def work(say: Say) -> None:
-        deadly = Deadly(point)
+        deadly = Deadly(point, len(states(place)))
         blobs = deadly.blobs(open_store(str(place)))
         telemetry = _Steps(say, deadly.step)
         launch = _launch(blobs, *VARIANTS[variant], deadly.evaluator(LocalEvaluator()), telemetry)
@@ -300,6 +300,30 @@ def undisturbed(place: Path | str, variant: str) -> tuple[End, float]:
     return end, time.monotonic() - started
 
 
+def check_named_points(stores: Callable[[str], Path | str], variant: str, expected: End) -> int:
+    """Kill a run at each named point and run it to its end, in a store of its own each time.
+
+    Returns:
+        The steps that were made again.
+    """
+    again = 0
+    for point in POINTS:
+        store = stores(point)
+        with forked(register(store, variant, point)) as child:
+            lines = child.rest()
+            assert child.wait() == -signal.SIGKILL, (point, lines[-3:])
+        between = end_of(store)
+        assert published_by(lines).items() <= between.states.items(), point
+        with forked(register(store, variant)) as child:
+            rest = child.rest()
+            assert (child.wait(), rest[-1]) == (0, "done 1"), (point, rest[-3:])
+        assert end_of(store) == expected, point
+        assert published_by(rest).keys().isdisjoint(between.states), point
+        steps = steps_of(lines) + steps_of(rest)
+        again += len(steps) - len(set(steps))
+    return again
+
+
 def steps_of(lines: list[str]) -> list[str]:
     """The optimiser steps that a child did."""
     return [line.removeprefix("step ") for line in lines if line.startswith("step ")]
@@ -330,9 +354,11 @@ def campaign(
         published: dict[int, str] = {}
         while True:
             with forked(register(store, variant)) as child:
-                # The moment is chosen, not measured: what is asserted holds for any.
-                time.sleep(chance.uniform(0, 1.1 * seconds))
-                child.kill()
+                if tally.kills < kills:
+                    # The moment is chosen, not measured: what is asserted holds for any. Those that come after it are
+                    # for the processes that go on.
+                    time.sleep(chance.uniform(0, 0.7 * seconds))
+                    child.kill()
                 lines, status = child.rest(), child.wait()
             assert not [line for line in lines if line.startswith("failed:")], lines
             for step, digest in published_by(lines).items():
