@@ -13,7 +13,7 @@ KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras browser docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras doors browser chromium docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras browser docs ## make test, and the long tests, the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras doors ## make test, and the long tests, the extras, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -88,10 +88,17 @@ $(VENV)/.browser: $(SETUP)
 	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,browser]"
 	@touch $@
 
-browser: $(VENV)/.browser ## the UI in headless Chromium
+# Both in one go: much of either is waiting.
+doors: chromium ## the browser and the executed docs
+	$(PYTEST) --junitxml=$(RESULTS)/doors.xml -n 2 --dist loadfile tests/docs tests/ui
+	$(PY) docs/generate_recipes.py --check
+
+browser: chromium ## the UI in headless Chromium
+	$(PYTEST) --junitxml=$(RESULTS)/browser.xml -n 2 --dist loadfile tests/ui
+
+chromium: $(VENV)/.browser
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  { echo "chromium is needed: apt-get install chromium"; exit 1; }
-	$(PYTEST) --junitxml=$(RESULTS)/browser.xml tests/ui
 
 docs: $(SETUP) ## every command of the README, run in a copy of the project
 	$(PYTEST) --junitxml=$(RESULTS)/docs.xml tests/docs

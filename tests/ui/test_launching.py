@@ -1,5 +1,7 @@
 """Launching from the Launchpad and from the lineage page: what is asked is what is trained, or is refused."""
 
+import json
+
 import pytest
 import yaml
 from playwright.sync_api import expect
@@ -112,6 +114,7 @@ def test_a_refused_run_says_why_and_what_to_write_on_its_page(screen: Screen) ->
     run = dev.graphql.run(run_id)
     assert run["steps"] == [("tiny__raw", "FAILURE")]
     tags = {key: value for key, value in run["tags"].items() if key.startswith("kitchen/")}
+    assert json.loads(tags.pop("kitchen/worker"))["run"] == run_id
     assert tags == {
         "kitchen/recipe": "tiny",
         "kitchen/workflow": "supervised",

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in the middle of a real training: nothing that was done is lost, and the run shows as canceled."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def train_until_published(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
         # As in a shell's foreground, also where the tests themselves run in the background.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -83,18 +85,22 @@ def train_until_published(
     [
         ("cli", signal.SIGINT),
         ("cli", signal.SIGTERM),
+        ("processes", signal.SIGINT),
         ("python", signal.SIGINT),
     ],
 )
 def test_it_stops_at_a_step_publishes_shows_canceled_and_goes_on(bench: Bench, door: str, number: int) -> None:
-    config = write_config(bench.folder / "config.yaml", bench.root, LONG)
+    spawned: dict[str, Any] = {"execution": {"config": {"multiprocess": {"max_concurrent": 1}}}}
+    config = write_config(bench.folder / "config.yaml", bench.root, LONG, **(spawned if door == "processes" else {}))
     home = bench.folder / "home"
-    argv = command(config) if door == "cli" else [sys.executable, "-c", PYTHON_DOOR, str(config)]
+    argv = [sys.executable, "-c", PYTHON_DOOR, str(config)] if door == "python" else command(config)
     process, processes = train_until_published(argv, home, bench.root)
-    process.send_signal(number)
+    # As a terminal does: to every process of the group.
+    os.killpg(process.pid, number)
     said = process.communicate(timeout=LAST_S)[0]
     assert process.returncode != 0
-    assert [found for found in processes if found.is_running() and found.status() != psutil.STATUS_ZOMBIE] == []
+    # Python's own tracker of resources notices a moment later that nobody is left.
+    assert psutil.wait_procs(processes, timeout=LAST_S)[1] == []
 
     head = head_of(bench.root)
     assert head is not None
