@@ -9,6 +9,7 @@ import pytest
 from tests.faults.forked import forked
 from tests.faults.kill_points import POINTS
 from tests.faults.trl_kills import (
+    METHODS,
     VARIANTS,
     End,
     campaign,
@@ -21,13 +22,6 @@ from tests.faults.trl_kills import (
 )
 
 pytestmark = pytest.mark.heavy
-
-METHODS = {
-    "supervised": "full",
-    "preference": "preference",
-    "reinforcement": "reinforcement",
-    "distillation": "distillation",
-}
 
 
 # Evaluations come before the model's files in some methods, and after them in others.

@@ -124,17 +124,28 @@ VARIANTS: Mapping[str, tuple[type[Recipe], Mapping[str, Any]]] = {
 }
 
 
+METHODS: Mapping[str, str] = {
+    "supervised": "full",
+    "preference": "preference",
+    "reinforcement": "reinforcement",
+    "distillation": "distillation",
+}
+"""The variant of each method that comes to all named points."""
+
+
 @lru_cache(maxsize=1)
 def import_everything() -> None:
     """Import what the children need, so that a child starts in milliseconds; no tensor is touched before the fork."""
     import datasets
     import peft
+    import transformers
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM, conversion_mapping
     from trl import DistillationTrainer, DPOTrainer, GRPOTrainer, SFTTrainer
 
     import kitchen_resources.blobs.s3_client
 
+    transformers.utils.logging.disable_progress_bar()
     assert all((kitchen_resources, datasets, peft, trl, AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM))
     assert all((DistillationTrainer, DPOTrainer, GRPOTrainer, SFTTrainer))
     letters.register()
