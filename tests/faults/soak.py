@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.kill_points import POINTS
-from tests.faults.trl_kills import VARIANTS, campaign, check_named_points, import_everything, undisturbed
+from tests.faults.trl_kills import METHODS, VARIANTS, campaign, check_named_points, import_everything, undisturbed
 from tests.object_store import BUCKET, object_store
 
 SHARES: Mapping[str, float] = {"local": 0.6, "s3": 0.4}
@@ -42,10 +42,10 @@ def main() -> int:
     for where, share in SHARES.items():
         for variant in VARIANTS:
             with stores(where) as named:
-                again = check_named_points(named, variant, undisturbed(named("at no point"), variant)[0])
-                print(
-                    f"{variant}: trl, {where}: {len(POINTS)} kills at named points, {again} steps made again, 0 lost"
-                )
+                if variant in METHODS.values():
+                    again = check_named_points(named, variant, undisturbed(named("at no point"), variant)[0])
+                    said = f"{len(POINTS)} kills at named points, {again} steps made again, 0 lost"
+                    print(f"{variant}: trl, {where}: {said}", flush=True)
                 each = -(-round(given.kills * share) // len(VARIANTS))
                 tally = campaign(named, variant, each, random.Random(f"{given.seed} {where} {variant}"), where)
             print(f"{variant}: {tally.line()}", flush=True)
