@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.comparison import BOUNDS, Measure, exceeded, load_bounds, read_measures, table, unmeasured
 
-SCRIPTS = tuple(Path(__file__).with_name(f"{name}.py") for name in ("overhead", "definitions_load", "preparation"))
+SCRIPTS = tuple(
+    Path(__file__).with_name(f"{name}.py") for name in ("overhead", "definitions_load", "preparation", "store")
+)
 
 
 def run_script(script: Path) -> list[Measure] | None:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def publish(blobs: BlobStore, folder: Path, step: int) -> float:
     store = CheckpointStore(blobs)
     lease = acquire(blobs, RECORD.fingerprint, run="bench", wait_s=0)
     try:
-        checkpoint = draft(folder.parent / "unused", step, folder=folder, state_files=[*FILES], other_files=[])
+        made = draft(folder.parent / "unused", step, state_files=[*FILES], other_files=[])
+        checkpoint = replace(made, folder=folder)
         return timed(lambda: store.publish(lease, checkpoint, RECORD, ""))
     finally:
         lease.release()
