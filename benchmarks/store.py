@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -130,7 +131,7 @@ def local_rounds(folder: Path, rounds: int) -> list[Measure]:
         verified.append(verify(blobs, number, blobs.scratch() / "verified"))
         for used in (folder / "copy", folder / "read", blobs.scratch() / "verified"):
             shutil.rmtree(used)
-    return _ratios("local", (published, copied), (verified, read))
+    return ratios("local", (published, copied), (verified, read))
 
 
 def s3_rounds(folder: Path, blobs: BlobStore, client: Any, rounds: int) -> list[Measure]:
@@ -144,12 +145,13 @@ def s3_rounds(folder: Path, blobs: BlobStore, client: Any, rounds: int) -> list[
         verified.append(verify(blobs, number, folder / "verified"))
         for used in (state, folder / "read", folder / "verified"):
             shutil.rmtree(used)
-    return _ratios("s3", (published, uploaded), (verified, downloaded))
+    return ratios("s3", (published, uploaded), (verified, downloaded))
 
 
-def _ratios(
+def ratios(
     where: str, publishing: tuple[list[float], list[float]], verifying: tuple[list[float], list[float]]
 ) -> list[Measure]:
+    """Ratios of publishing and verifying, of seconds each round: ours, and the bare side's."""
     size = sum(FILES.values())
     found = []
     for name, (ours, theirs), bare in (
@@ -183,16 +185,20 @@ def second_run(folder: Path, endpoint: str, record: Any) -> list[Measure]:
         seconds = time.perf_counter() - started
         if result.optimizer_steps:
             raise SystemExit(f"{result.optimizer_steps} steps were trained again")
-        name = "second_run" if machine == "the same machine" else "second_run_elsewhere"
-        kinds = ", ".join(f"{count} {kind}" for kind, count in record.kinds.most_common())
-        down = sum(record.bytes_down.values()) / 2**20
-        up = sum(record.bytes_up.values()) / 2**20
-        found += [
-            Measure(f"{name}_requests", float(len(record.requests)), "", note=f"on {machine}: {kinds}"),
-            Measure(f"{name}_mib_down", down, "MiB", note=f"{up:.2f} MiB up"),
-            Measure(f"{name}_seconds", seconds, "s", note="all in, with the evaluation's and the model's records"),
-        ]
+        down, up = sum(record.bytes_down.values()), sum(record.bytes_up.values())
+        found += second_run_measures(machine, record.kinds, down, up, seconds)
     return found
+
+
+def second_run_measures(machine: str, kinds: Counter[str], down: int, up: int, seconds: float) -> list[Measure]:
+    """What a second run asked for: requests by kind, and bytes read and written."""
+    name = "second_run" if machine == "the same machine" else "second_run_elsewhere"
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return [
+        Measure(f"{name}_requests", float(kinds.total()), "", note=f"on {machine}: {said}"),
+        Measure(f"{name}_mib_down", down / 2**20, "MiB", note=f"{up / 2**20:.2f} MiB up"),
+        Measure(f"{name}_seconds", seconds, "s", note="all in, with the evaluation's and the model's records"),
+    ]
 
 
 def measures(rounds: int = ROUNDS) -> list[Measure]:

@@ -290,7 +290,12 @@ def test_whatever_is_wrong_is_said_and_1(
 
 
 def test_every_script_is_there() -> None:
-    assert [path.name for path in run.SCRIPTS] == ["overhead.py", "definitions_load.py", "preparation.py"]
+    assert [path.name for path in run.SCRIPTS] == [
+        "overhead.py",
+        "definitions_load.py",
+        "preparation.py",
+        "store.py",
+    ]
     assert all(path.is_file() for path in run.SCRIPTS)
 
 

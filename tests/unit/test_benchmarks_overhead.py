@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 
-from benchmarks import definitions_load, overhead, preparation
+from benchmarks import definitions_load, overhead, preparation, store
 from benchmarks.comparison import load_bounds
 from benchmarks.overhead import Round, Side, between_seconds, cpu_ratio, measures_of, steady, step_ratio
 from benchmarks.stopwatch import Stopwatch, Watched
@@ -107,6 +108,10 @@ def test_every_bound_is_of_something_that_is_measured() -> None:
         *measures_of([a_round()], 0.25),
         *definitions_load.measures_of({"empty": [load], "kitchen": [load]}),
         *preparation.measures_of([1.0], 0, 0),
+        *store.ratios("local", ([1.0], [1.0]), ([1.0], [1.0])),
+        *store.ratios("s3", ([1.0], [1.0]), ([1.0], [1.0])),
+        *store.second_run_measures("the same machine", Counter(), 0, 0, 1.0),
+        *store.second_run_measures("another machine", Counter(), 0, 0, 1.0),
     ]
     assert set(load_bounds()) <= {item.name for item in measured}
 
