@@ -92,8 +92,8 @@ def watched() -> list[Watched]:
     from transformers import Trainer
 
     from kitchen_resources.checkpoints import store
+    from kitchen_resources.training.pytorch.state import TRAINING_STATE
     from kitchen_resources.training.trl import session, trainer
-    from kitchen_resources.training.trl.state import TRAINING_STATE
 
     def resumed(arguments: tuple[Any, ...], target: Path) -> Mapping[str, int]:
         parent = arguments[0].folder

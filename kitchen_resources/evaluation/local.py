@@ -85,7 +85,7 @@ def load_model(model: EvaluatedModel) -> Any:
     """A model in evaluation mode, with its adapter, on its device."""
     from transformers import GenerationConfig
 
-    from kitchen_resources.training.trl.models import load_causal_lm, quiet_libraries
+    from kitchen_resources.training.pytorch.models import load_causal_lm, quiet_libraries
 
     loaded = load_causal_lm(model.folder, dtype=model.dtype, attention=model.attention)
     # Transformers fills what `_generate` leaves out from the model's own settings: no_repeat_ngram_size, min_new_tokens …

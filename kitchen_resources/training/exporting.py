@@ -129,7 +129,7 @@ def export_stored_checkpoint(
         raise CheckpointError(
             f"its base {base.reference} is not what it was trained from", where=where, fix="restore that base model"
         )
-    from kitchen_resources.training.trl.export import export_model
+    from kitchen_resources.training.pytorch.export import export_model
 
     with workplace(scratch, "export") as place:
         checkpoint = checkpoints.checkout(fingerprint, entry, place / "checkpoint")

@@ -89,7 +89,7 @@ class ModelAnswers:
         from transformers import GenerationConfig
 
         from kitchen_resources.evaluation.sampling import Sampler, Sampling
-        from kitchen_resources.training.trl.models import load_causal_lm
+        from kitchen_resources.training.pytorch.models import load_causal_lm
 
         transformers.utils.logging.disable_progress_bar()
         recipe = self._recipe

@@ -1,13 +1,16 @@
 """The contract of primitive clients, run over every adapter."""
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitchen_resources.embedded.tokenizer import PAD_ID
 from kitchen_resources.errors import BackendError
 from kitchen_resources.training.noop import NoopTrainingClient
 from kitchen_resources.training.port import (
@@ -19,9 +22,32 @@ from kitchen_resources.training.port import (
     SamplingParams,
     TrainingClient,
 )
+from tests.tiny_models import write_tiny_model
+
+
+
+def _local(**how: Any) -> TrainingClient:
+    from kitchen_resources.training.local.client import LocalSettings
+    from kitchen_resources.training.local.opening import open_client
+
+    return open_client(_tiny_model(), LocalSettings(seed=0, pad_token_id=PAD_ID), **how)
+
+
+def _local_lora() -> TrainingClient:
+    from peft import LoraConfig
+
+    return _local(lora=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+@lru_cache(maxsize=1)
+def _tiny_model() -> Path:
+    return write_tiny_model(Path(tempfile.mkdtemp()) / "model")
+
 
 ADAPTERS: dict[str, Callable[[], TrainingClient]] = {
     "noop": NoopTrainingClient,
+    "local": _local,
+    "local, LoRA": _local_lora,
 }
 SIMULATED = {"noop"}
 ADAM = AdamParams(learning_rate=0.01)
@@ -155,13 +181,13 @@ def test_a_loss_of_ones_own_is_given_the_log_probabilities(client: TrainingClien
     seen: list[Any] = []
 
     def squared(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[Any, dict[str, float]]:
-        seen.extend([data, logprobs])
+        seen.extend([data, [row.tolist() if hasattr(row, "tolist") else list(row) for row in logprobs]])
         return sum(value * value for row in logprobs for value in row), {"of mine": 7.0}
 
     result = client.forward_backward_custom(BATCH, squared).result()
     expected = logprobs_of(client)
     assert list(seen[0]) == BATCH
-    assert [[float(value) for value in row] for row in seen[1]] == [pytest.approx(row) for row in expected]
+    assert seen[1] == [pytest.approx(row) for row in expected]
     assert result.metrics["of mine"] == 7.0
     assert result.metrics["loss:sum"] == pytest.approx(sum(value**2 for row in expected for value in row), rel=1e-6)
     assert [list(row) for row in result.logprobs] == [pytest.approx(row) for row in expected]

@@ -62,14 +62,14 @@ def make(root: Path) -> None:
 
 def _stop_inside(root: Path, instance: dg.DagsterInstance) -> None:
     """Start the second run, and stop it inside its second epoch."""
-    real = session._EpochAttempt.step
+    real = session.EpochAttempt.step
 
     def stop(self: Any, metrics: Any, rows: list[int]) -> None:
         if metrics.global_step == STOPPED_AT:
             raise TrainingDiverged("stopped on purpose", where=f"step {STOPPED_AT}")
         real(self, metrics, rows)
 
-    with mock.patch.object(session._EpochAttempt, "step", stop):
+    with mock.patch.object(session.EpochAttempt, "step", stop):
         try:
             kitchen.run("supervised", STOPPED, resources(root), instance=instance)
         except TrainingDiverged:

@@ -18,9 +18,9 @@ from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Resolution
+from kitchen_resources.training.pytorch.models import weight_dtype
 from kitchen_resources.training.trl.arguments import OPTIMIZERS
 from kitchen_resources.training.trl.backend import TRL_ALGORITHM_VERSION
-from kitchen_resources.training.trl.models import weight_dtype
 from kitchen_resources.training.trl.supervised import ALGORITHM_VERSION
 
 FINGERPRINTS = Path(__file__).with_name("fingerprints.json")

@@ -19,7 +19,7 @@ from kitchen_resources.errors import CheckpointError, ConfigError, RegistryError
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.storage.room import StoredRun
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
-from kitchen_resources.training.trl import export as trl_export
+from kitchen_resources.training.pytorch import export as trl_export
 from tests.engine import Engine, Planted, UnmarkedTrainer, failing_at, needed_files, payload_keys, register
 
 

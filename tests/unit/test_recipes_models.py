@@ -209,7 +209,7 @@ def test_an_architecture_that_can_not_be_trained(
 def test_weights_that_the_folder_lacks_are_not_made_up(model: Callable[[Change], str]) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from kitchen_resources.training.trl.models import load_causal_lm
+    from kitchen_resources.training.pytorch.models import load_causal_lm
 
     folder = Path(model(lambda folder: None))
     weights = load_file(folder / "model.safetensors")
@@ -276,7 +276,7 @@ def test_the_estimates_of_a_lora(sound: Path, monkeypatch: pytest.MonkeyPatch) -
     # What a LoRA on every linear layer of this model really has.
     assert 0.5 < trained / (8 * n["adaptable"]) < 2
     # The library isn't needed to estimate, and isn't there on every machine.
-    monkeypatch.setattr("kitchen_resources.training.trl.models.require_quantization", lambda bits: None)
+    monkeypatch.setattr("kitchen_resources.training.pytorch.models.require_quantization", lambda bits: None)
     quantized = checked(str(sound), TrlTrainer(device="cpu"), lora={"rank": 8}, quantization="4bit", **fields)
     assert report.memory_bytes - quantized.memory_bytes == 1.5 * n["parameters"]
 

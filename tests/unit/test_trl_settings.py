@@ -45,13 +45,13 @@ def test_each_setting_resumes_with_the_bits_of_one_session(bench: Bench, change:
 def test_the_control_without_its_optimizer_state_an_epoch_differs(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kitchen_resources.training.trl import session, state
+    from kitchen_resources.training.trl import resume, session
 
     whole = bench.shelf()
     bench.train(bench.job(), whole)
 
     def forgetful(*args: Any, **kwargs: Any) -> Path:
-        folder = state.write_resume_folder(*args, **kwargs)
+        folder = resume.write_resume_folder(*args, **kwargs)
         (folder / "optimizer.pt").unlink()
         return folder
 

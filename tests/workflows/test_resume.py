@@ -17,7 +17,7 @@ from plain import PlainTrainer, weights_digest
 
 import kitchen_assets as kitchen
 from kitchen_resources.errors import KitchenError, TrainingDiverged
-from kitchen_resources.training.trl import session, state
+from kitchen_resources.training.trl import resume, session
 from tests.workflows import cli
 from tests.workflows import test_bits as bits
 from tests.workflows.conftest import SMALL, Bench
@@ -40,7 +40,7 @@ def _run_config(bench: Bench, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _failing_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training fail once, at a step."""
-    real = session._EpochAttempt.step
+    real = session.EpochAttempt.step
     failed: list[int] = []
 
     def fail(self: Any, metrics: Any, rows: list[int]) -> None:
@@ -49,7 +49,7 @@ def _failing_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise TrainingDiverged("planted", where=f"step {step}")
         real(self, metrics, rows)
 
-    monkeypatch.setattr(session._EpochAttempt, "step", fail)
+    monkeypatch.setattr(session.EpochAttempt, "step", fail)
 
 
 @pytest.mark.heavy
@@ -93,7 +93,7 @@ def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
 
 def _forget_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every resume go on without the optimiser's state."""
-    real = state.write_resume_folder
+    real = resume.write_resume_folder
 
     def forgetful(*args: Any, **kwargs: Any) -> Path:
         folder = real(*args, **kwargs)

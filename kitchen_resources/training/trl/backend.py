@@ -1,12 +1,10 @@
 """The `trl` backend as a `Trainer`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from kitchen_resources.errors import CapabilityError, ConfigError
-from kitchen_resources.formulas.memory import state_bytes, training_bytes
+from kitchen_resources.errors import CapabilityError
+from kitchen_resources.formulas.memory import state_bytes
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import Problem
@@ -48,9 +46,10 @@ class TrlTrainer:
         self, recipe: Recipe, base: BaseModel, models: Mapping[str, BaseModel] = MappingProxyType({})
     ) -> Resolution:
         """See `Trainer.resolve`."""
-        from kitchen_resources.training.trl import machine
+        from kitchen_resources.training.pytorch import machine
+        from kitchen_resources.training.pytorch.models import require_quantization, weight_dtype
+        from kitchen_resources.training.pytorch.sizing import memory_bytes, model_config, trained_parameters
         from kitchen_resources.training.trl.arguments import OPTIMIZERS
-        from kitchen_resources.training.trl.models import require_quantization, weight_dtype
         from kitchen_resources.training.trl.session import METHODS
 
         if base.folder is None:
@@ -60,12 +59,12 @@ class TrlTrainer:
         require_quantization(recipe.quantization)
         if isinstance(recipe, ReinforcementRecipe):
             require_engine(recipe)
-        config = _config(base.folder)
+        config = model_config(base.folder)
         device = machine.choose_device(self._device)
         threads = machine.choose_threads(self._threads, base.parameters)
         precision = machine.choose_precision(recipe, device)
         dtype = weight_dtype(recipe, precision)
-        trained = _trained_parameters(recipe, config, base.parameters)
+        trained = trained_parameters(recipe, config, base.parameters)
         return Resolution(
             algorithm={
                 "trl": TRL_ALGORITHM_VERSION,
@@ -81,7 +80,7 @@ class TrlTrainer:
             threads=threads,
             device=device,
             environment=machine.environment(device, threads),
-            memory_bytes=_memory(recipe, config, base.parameters, trained, dtype)
+            memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype)
             + METHODS[recipe.method].frozen_copies(recipe) * int(base.parameters * (2 if precision == "bf16" else 4))
             + sum(model.parameters * (2 if precision == "bf16" else 4) for model in models.values()),
             state_bytes=state_bytes(
@@ -94,57 +93,3 @@ class TrlTrainer:
         from kitchen_resources.training.trl.session import TrlSession
 
         return TrlSession(job, exact_inside=self.capabilities().is_exact_inside(job.recipe))
-
-
-def _config(folder: Path) -> Any:
-    """The model's config, as transformers knows it.
-
-    Raises:
-        ConfigError: It is of an architecture that this transformers doesn't have, or of no causal language model.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    where = f"model {folder}"
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise ConfigError(
-            f"its config can't be used: {str(error).splitlines()[0]}",
-            where=where,
-            fix="name a model that transformers has itself; code that comes with a model is never run",
-        ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ConfigError(
-            f"{config.model_type or 'it'} is no causal language model", where=where, fix="name one that writes text"
-        )
-    return config
-
-
-def _trained_parameters(recipe: Recipe, config: Any, parameters: int) -> int:
-    """Trained weights: all, or about what a LoRA on every linear layer of such a model has."""
-    if recipe.lora is None:
-        return parameters
-    text = config.get_text_config()
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", 4 * hidden)
-    per_layer = 4 * 2 * hidden + 3 * (hidden + inner)
-    return int(recipe.lora.rank * layers * per_layer)
-
-
-def _memory(recipe: Recipe, config: Any, parameters: int, trained: int, dtype: str) -> int:
-    text = config.get_text_config()
-    weight_bytes = {"none": 2 if dtype == "bfloat16" else 4, "8bit": 1, "4bit": 0.5}[recipe.quantization]
-    return training_bytes(
-        parameters=parameters,
-        trained_parameters=trained,
-        weight_bytes=weight_bytes,
-        hidden_size=text.hidden_size,
-        layers=text.num_hidden_layers,
-        batch_size=recipe.batch_size * (2 if recipe.method == "preference" else 1),
-        # What is sampled comes after the prompt.
-        max_length=recipe.max_length + (getattr(recipe, "max_tokens", 0) if recipe.draws(1) else 0),
-        heads=text.num_attention_heads,
-        activation_bytes=2 if dtype == "bfloat16" else 4,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        moments=0 if recipe.optimizer == "sgd" else 2,
-    )

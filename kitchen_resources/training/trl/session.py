@@ -1,7 +1,6 @@
 """A TRL session: one epoch a call, always from its parent's verified files, in the calling thread."""
 
 import gc
-import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -9,26 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, OutOfMemory
-from kitchen_resources.training.ledger import RowPlan, require_planned
+from kitchen_resources.errors import BackendError
+from kitchen_resources.training.attempt import EpochAttempt
+from kitchen_resources.training.ledger import RowPlan
 from kitchen_resources.training.port import (
-    CheckpointDraft,
     EpochResult,
     LocalCheckpoint,
-    StepMetrics,
     TrainingEvents,
     TrainingJob,
 )
+from kitchen_resources.training.pytorch.export import export_model
+from kitchen_resources.training.pytorch.failures import errors_named
+from kitchen_resources.training.pytorch.models import load_for_training, lora_config, quiet_libraries
+from kitchen_resources.training.pytorch.state import load_weights
 from kitchen_resources.training.trl import distillation, preference, reinforcement, supervised
 from kitchen_resources.training.trl.arguments import training_arguments
 from kitchen_resources.training.trl.callbacks import EpochWatch
-from kitchen_resources.training.trl.export import export_model
-from kitchen_resources.training.trl.models import load_for_training, lora_config, quiet_libraries
-from kitchen_resources.training.trl.state import load_weights, write_resume_folder
-from kitchen_resources.training.trl.trainer import SavedState
-
-# What torch says on a CPU; there it has no class of its own for it.
-_OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+from kitchen_resources.training.trl.resume import write_resume_folder
 
 METHODS: Mapping[str, Any] = {
     "supervised": supervised,
@@ -71,10 +67,10 @@ class TrlSession:
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`."""
         planned = self._row_plan.of_epoch(epoch)
-        attempt = _EpochAttempt(self._job, epoch, events, planned, exact_inside=self._exact_inside)
+        attempt = EpochAttempt(self._job, epoch, events, planned, exact_inside=self._exact_inside)
         folder = self._job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
-            with quiet_libraries(), _errors_named(self._job, epoch), _trainer_freed():
+            with quiet_libraries(), errors_named(self._job, epoch), _trainer_freed():
                 self._train(attempt, epoch, parent, folder)
         finally:
             # The folder of the parent goes only now: it may be the one that the last epoch published.
@@ -97,16 +93,16 @@ class TrlSession:
         self._setup.close()
         torch.set_num_threads(self._threads)
 
-    def _train(self, attempt: "_EpochAttempt", epoch: int, parent: LocalCheckpoint | None, folder: Path) -> None:
+    def _train(self, attempt: "EpochAttempt", epoch: int, parent: LocalCheckpoint | None, folder: Path) -> None:
         trainer = self._build(epoch, attempt, folder)
         resume = None
         if parent is not None and parent.restart == "weights":
-            load_weights(parent, trainer.model)
+            load_weights(parent.folder, trainer.model)
         elif parent is not None:
             resume = str(write_resume_folder(parent, folder / "resume", batch_size=self._job.recipe.batch_size))
         trainer.train(resume_from_checkpoint=resume)
 
-    def _build(self, epoch: int, attempt: "_EpochAttempt", folder: Path) -> Any:
+    def _build(self, epoch: int, attempt: "EpochAttempt", folder: Path) -> Any:
         from accelerate.state import AcceleratorState
         from transformers import PrinterCallback
 
@@ -137,100 +133,6 @@ class TrlSession:
             EpochWatch(trainer, job.recipe, job.plan, epoch, attempt.step, attempt.stopping, self._method.METRICS)
         )
         return trainer
-
-
-class _EpochAttempt:
-    """What one call of `train_epoch` has received, done and published."""
-
-    def __init__(
-        self, job: TrainingJob, epoch: int, events: TrainingEvents, expected: list[list[int]], *, exact_inside: bool
-    ) -> None:
-        self._job = job
-        self._exact_inside = exact_inside
-        self._epoch = epoch
-        self._events = events
-        self._expected = expected
-        self._rows = [list(step) for step in events.earlier_rows()]
-        self._steps = list(events.earlier_steps())
-        self.steps_done = 0
-        self.published: LocalCheckpoint | None = None
-        self._drafted: Path | None = None
-        self._started_at = (epoch - 1) * job.plan.steps_per_epoch
-
-    def step(self, metrics: StepMetrics, rows: list[int]) -> None:
-        """An optimiser step is done."""
-        self._rows.append(rows)
-        self._steps.append(metrics)
-        self.steps_done += 1
-        self._require_planned_rows(metrics.global_step)
-        self._events.step(metrics)
-
-    def stopping(self) -> bool:
-        """Whether the step that has just ended is to be saved, because the run is to stop."""
-        return self._events.stopping(exact=self._exact_inside)
-
-    def save(self, saved: SavedState) -> None:
-        """A checkpoint's files are written."""
-        into_epoch = len(self._rows)
-        step = self._started_at + into_epoch
-        complete = step == self._job.plan.last_step(self._epoch)
-        draft = CheckpointDraft(
-            folder=saved.folder,
-            state_files=saved.state_files,
-            other_files=saved.other_files,
-            epoch=self._epoch,
-            global_step=step,
-            steps_into_epoch=into_epoch,
-            epoch_complete=complete,
-            row_ids=[list(step) for step in self._rows],
-            metrics=epoch_metrics(self._steps),
-            steps=list(self._steps),
-            records=saved.records,
-        )
-        self.published = self._events.checkpoint(draft)
-        if self._drafted is not None:
-            # The files of the one before are the store's now; a link here would keep the space of what is pruned.
-            shutil.rmtree(self._drafted, ignore_errors=True)
-        self._drafted = saved.folder
-
-    def _require_planned_rows(self, global_step: int) -> None:
-        """As soon as a step is done, and not only when its epoch would be published."""
-        index = len(self._rows) - 1
-        if global_step != self._started_at + index + 1:
-            raise CheckpointError(
-                f"the trainer counts it as step {global_step}",
-                where=f"epoch {self._epoch}, step {self._started_at + index + 1}",
-                fix="report this: the trainer did not go on from where the checkpoint ends",
-            )
-        # The steps before it were looked at in their turn.
-        if index >= len(self._expected) or sorted(self._rows[index]) != sorted(self._expected[index]):
-            require_planned(self._expected, self._rows, epoch=self._epoch, first_step=self._started_at + 1)
-
-
-def epoch_metrics(steps: list[StepMetrics]) -> dict[str, float]:
-    """Numbers of an epoch so far: loss as the mean per trained token, sums of tokens and seconds, peaks of memory.
-
-    What else the method logs is the mean over the steps that have it.
-    """
-    further: dict[str, list[float]] = {}
-    for step in steps:
-        for name, value in step.extra.items():
-            further.setdefault(name, []).append(value)
-    tokens = sum(step.tokens for step in steps)
-    seconds = sum(step.seconds for step in steps)
-    weighted = sum(step.loss * step.tokens for step in steps)
-    return {
-        **{name: math.fsum(values) / len(values) for name, values in further.items()},
-        "loss": weighted / tokens if tokens else steps[-1].loss,
-        "last_loss": steps[-1].loss,
-        "learning_rate": steps[-1].learning_rate,
-        "grad_norm": steps[-1].grad_norm,
-        "tokens": float(tokens),
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
-        "peak_host_memory_bytes": float(max(step.host_memory_bytes for step in steps)),
-        "peak_device_memory_bytes": float(max(step.device_memory_bytes for step in steps)),
-    }
 
 
 def _read_columns(path: Path, columns: list[str]) -> Any:
@@ -266,37 +168,3 @@ def _trainer_freed() -> Iterator[None]:
 
 def _collect() -> None:
     gc.collect()
-
-
-@contextmanager
-def _errors_named(job: TrainingJob, epoch: int) -> Iterator[None]:
-    """Turn what the libraries raise into errors that say what to do."""
-    import torch
-
-    where = f"epoch {epoch}"
-    try:
-        yield
-    except KitchenError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(job, where, error) from error
-    except (RuntimeError, ValueError) as error:
-        if any(sign in str(error) for sign in _OUT_OF_HOST_MEMORY):
-            raise _out_of_memory(job, where, error) from error
-        raise BackendError(f"{type(error).__name__}: {error}", where=where) from error
-
-
-def _out_of_memory(job: TrainingJob, where: str, error: BaseException) -> OutOfMemory:
-    recipe = job.recipe
-    tips = [f"lower batch_size ({recipe.batch_size}) and raise gradient_accumulation_steps by as much"]
-    tips.append(f"lower max_length ({recipe.max_length})")
-    if not recipe.gradient_checkpointing:
-        tips.append("set gradient_checkpointing: true")
-    if recipe.lora is None:
-        tips.append("train a LoRA (lora: {rank: 16})")
-    first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return OutOfMemory(
-        f"{job.resolution.device} ran out of memory: {first_line}",
-        where=where,
-        fix="; or ".join(tips) + "; what is published stays, and the run goes on from there",
-    )

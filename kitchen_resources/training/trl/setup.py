@@ -3,7 +3,7 @@
 from typing import Any
 
 from kitchen_resources.training.port import TrainingJob
-from kitchen_resources.training.trl.models import load_causal_lm
+from kitchen_resources.training.pytorch.models import load_causal_lm
 
 
 class Setup:

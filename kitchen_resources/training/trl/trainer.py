@@ -4,15 +4,15 @@ A mixin over any of TRL's trainers. It changes no arithmetic of a step.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.training.attempt import SavedState
 from kitchen_resources.training.plan import TrainingPlan
-from kitchen_resources.training.trl.state import write_training_state, write_weights
+from kitchen_resources.training.pytorch.state import write_training_state, write_weights
 
 if TYPE_CHECKING:
     import torch
@@ -35,23 +35,6 @@ class RowIdCollator:
         flat = [item for entry in ids for item in (entry if isinstance(entry, list) else [entry])]
         batch = self._inner([{key: value for key, value in row.items() if key != self._column} for row in rows])
         return {**batch, ROW_IDS: torch.tensor(flat, dtype=torch.int64)}
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A checkpoint as just written by the trainer.
-
-    Attributes:
-        folder: Folder of its files.
-        state_files: Names of those that are the state.
-        other_files: Names of those beside them.
-        records: See `KitchenTrainerMixin.records`.
-    """
-
-    folder: Path
-    state_files: Sequence[str]
-    other_files: Sequence[str]
-    records: Mapping[str, bytes]
 
 
 class KitchenTrainerMixin:

@@ -1,8 +1,4 @@
-"""Training state as safetensors and JSON, and back into the files that transformers' Trainer resumes from.
-
-Nothing in the store is a pickle. A resume writes the Trainer's own files afresh into scratch, from values that were
-verified, and the Trainer reads only what this process wrote. Both ways keep every bit (tested against one go).
-"""
+"""Weights, optimiser, schedule and random state as safetensors and JSON, and back, keeping every bit. No pickle."""
 
 import json
 import random
@@ -13,7 +9,6 @@ from typing import Any
 
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import TrainingDiverged
-from kitchen_resources.training.port import LocalCheckpoint
 
 OPTIMIZER_TENSORS = "optimizer.safetensors"
 OPTIMIZER_VALUES = "optimizer.json"
@@ -29,7 +24,7 @@ TRAINING_STATE = (OPTIMIZER_TENSORS, OPTIMIZER_VALUES, SCHEDULE, RNG_TENSORS, RN
 
 def write_training_state(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Write the state of optimiser, schedule and random numbers as they are now."""
-    _write_optimizer(folder, optimizer.state_dict())
+    write_optimizer(folder, optimizer.state_dict())
     (folder / SCHEDULE).write_bytes(canonical_json(_json_value(scheduler.state_dict())))
     _write_rng(folder)
 
@@ -55,39 +50,15 @@ def write_weights(folder: Path, model: Any) -> tuple[list[str], list[str]]:
     return weights, [name for name in written if name not in weights]
 
 
-def write_resume_folder(checkpoint: LocalCheckpoint, target: Path, *, batch_size: int) -> Path:
-    """A folder that `Trainer.train(resume_from_checkpoint=…)` goes on from.
-
-    Args:
-        checkpoint: The verified checkpoint.
-        target: Folder to make.
-        batch_size: Rows in one forward pass, which the Trainer compares with its own.
-    """
-    import torch
-    from transformers.trainer_callback import TrainerState
-
-    target.mkdir(parents=True)
-    for path in checkpoint.folder.iterdir():
-        if path.name not in TRAINING_STATE:
-            (target / path.name).symlink_to(path.resolve())
-    torch.save(_read_optimizer(checkpoint.folder), target / "optimizer.pt")
-    torch.save(_read_json(checkpoint.folder / SCHEDULE), target / "scheduler.pt")
-    torch.save(_read_rng(checkpoint.folder), target / "rng_state.pth")
-    # The Trainer takes its logging interval from the state that it loads, not from its arguments.
-    state = TrainerState(global_step=checkpoint.global_step, train_batch_size=batch_size, logging_steps=1)
-    state.save_to_json(str(target / "trainer_state.json"))
-    return target
-
-
-def load_weights(checkpoint: LocalCheckpoint, model: Any) -> None:
+def load_weights(folder: Path, model: Any) -> None:
     """Put a checkpoint's weights into a model of the same shape, in place."""
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(checkpoint.folder / ADAPTER_WEIGHTS))
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
         return
-    shards = sorted(checkpoint.folder.glob("model*.safetensors"))
+    shards = sorted(folder.glob("model*.safetensors"))
     weights = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
@@ -118,7 +89,8 @@ def _require_finite(weights: Mapping[str, Any]) -> None:
             )
 
 
-def _write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
+def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of an optimiser."""
     import torch
     from safetensors.torch import save_file
 
@@ -135,10 +107,11 @@ def _write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
     (folder / OPTIMIZER_VALUES).write_bytes(canonical_json(record))
 
 
-def _read_optimizer(folder: Path) -> dict[str, Any]:
+def read_optimizer(folder: Path) -> dict[str, Any]:
+    """What `write_optimizer` wrote, as `load_state_dict` takes it."""
     from safetensors.torch import load_file
 
-    record = _read_json(folder / OPTIMIZER_VALUES)
+    record = read_json(folder / OPTIMIZER_VALUES)
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["values"].items()}
     for name, tensor in load_file(folder / OPTIMIZER_TENSORS).items():
         index, _, entry = name.partition(".")
@@ -176,11 +149,12 @@ def _write_rng(folder: Path) -> None:
     (folder / RNG_VALUES).write_bytes(canonical_json(values))
 
 
-def _read_rng(folder: Path) -> dict[str, Any]:
+def read_rng(folder: Path) -> dict[str, Any]:
+    """The random states of a checkpoint, as transformers keeps them."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / RNG_TENSORS)
-    values = _read_json(folder / RNG_VALUES)
+    values = read_json(folder / RNG_VALUES)
     python, numbers = values["python"], values["numpy"]
     keys = tensors["numpy"].numpy().astype("uint32")
     state: dict[str, Any] = {
@@ -206,6 +180,7 @@ def _json_value(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file."""
     value: dict[str, Any] = json.loads(path.read_bytes())
     return value

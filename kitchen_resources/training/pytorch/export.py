@@ -8,8 +8,8 @@ from typing import Any
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.training.base_models import TOKENIZER_NAMES
 from kitchen_resources.training.port import BaseModel, LocalCheckpoint, Serving
-from kitchen_resources.training.trl.models import load_causal_lm, quiet_libraries
-from kitchen_resources.training.trl.state import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from kitchen_resources.training.pytorch.models import load_causal_lm, quiet_libraries
+from kitchen_resources.training.pytorch.state import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def export_model(

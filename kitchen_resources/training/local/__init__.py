@@ -1,0 +1,1 @@
+"""The `local` backend: primitives on transformers, peft and torch, in this process."""

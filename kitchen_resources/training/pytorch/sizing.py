@@ -1,0 +1,63 @@
+"""How large a model is, and what training it takes."""
+
+from pathlib import Path
+from typing import Any
+
+from kitchen_resources.errors import ConfigError
+from kitchen_resources.formulas.memory import training_bytes
+from kitchen_resources.recipes.recipe import Recipe
+
+
+def model_config(folder: Path) -> Any:
+    """The model's config, as transformers knows it.
+
+    Raises:
+        ConfigError: It is of an architecture that this transformers doesn't have, or of no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    where = f"model {folder}"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"its config can't be used: {str(error).splitlines()[0]}",
+            where=where,
+            fix="name a model that transformers has itself; code that comes with a model is never run",
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"{config.model_type or 'it'} is no causal language model", where=where, fix="name one that writes text"
+        )
+    return config
+
+
+def trained_parameters(recipe: Recipe, config: Any, parameters: int) -> int:
+    """Trained weights: all, or about what a LoRA on every linear layer of such a model has."""
+    if recipe.lora is None:
+        return parameters
+    text = config.get_text_config()
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", 4 * hidden)
+    per_layer = 4 * 2 * hidden + 3 * (hidden + inner)
+    return int(recipe.lora.rank * layers * per_layer)
+
+
+def memory_bytes(recipe: Recipe, config: Any, parameters: int, trained: int, dtype: str) -> int:
+    """Estimate of the peak memory of training, without frozen models beside it."""
+    text = config.get_text_config()
+    weight_bytes = {"none": 2 if dtype == "bfloat16" else 4, "8bit": 1, "4bit": 0.5}[recipe.quantization]
+    return training_bytes(
+        parameters=parameters,
+        trained_parameters=trained,
+        weight_bytes=weight_bytes,
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        batch_size=recipe.batch_size * (2 if recipe.method == "preference" else 1),
+        # What is sampled comes after the prompt.
+        max_length=recipe.max_length + (getattr(recipe, "max_tokens", 0) if recipe.draws(1) else 0),
+        heads=text.num_attention_heads,
+        activation_bytes=2 if dtype == "bfloat16" else 4,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        moments=0 if recipe.optimizer == "sgd" else 2,
+    )
