@@ -10,10 +10,9 @@ from typing import Any
 from kitchen_resources.digests import canonical_json, digest_bytes, digest_json
 from kitchen_resources.errors import BackendError, CapabilityError
 from kitchen_resources.formulas.batches import RowOrder
-from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import Problem
-from kitchen_resources.training.plan import planned_rows
+from kitchen_resources.training.plan import learning_rate_at, planned_rows
 from kitchen_resources.training.port import (
     LOSSES,
     AdamParams,
@@ -126,17 +125,7 @@ class NoopSession:
 
     def _metrics(self, epoch: int, step: int, state: str, tokens: int) -> StepMetrics:
         recipe, plan = self._job.recipe, self._job.plan
-        rate = learning_rate(
-            step - 1,
-            schedule=recipe.lr_schedule,
-            peak=recipe.learning_rate,
-            total_steps=plan.total_steps,
-            warmup_steps=plan.warmup_steps,
-            final=recipe.lr_final,
-            power=recipe.lr_power,
-            rate=recipe.lr_decay_rate,
-            num_cycles=recipe.lr_cycles,
-        )
+        rate = learning_rate_at(recipe, plan, step)
         noise = int(state[:4], 16) / 0xFFFF
         loss = 5.0 * (1 - step / (plan.total_steps + 1)) + 0.1 * noise
         return StepMetrics(
@@ -257,7 +246,7 @@ class NoopTrainingClient:
         (folder / STATE_FILE).write_bytes(canonical_json({"state": self._state, "steps": self._steps}))
         return _done(None)
 
-    def load_state(self, folder: Path) -> "Future[None]":
+    def load_state(self, folder: Path, *, weights_only: bool = False) -> "Future[None]":
         """See `TrainingClient.load_state`."""
         if not (folder / STATE_FILE).is_file():
             return _failed(f"there is no saved state in {folder}", "name a folder that save_state wrote")

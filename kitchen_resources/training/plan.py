@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kitchen_resources.errors import DataError
 from kitchen_resources.formulas.batches import RowOrder, batch_plan, block_plan, steps_per_epoch, total_steps
-from kitchen_resources.formulas.schedules import warmup_steps_from_ratio
+from kitchen_resources.formulas.schedules import learning_rate, warmup_steps_from_ratio
 from kitchen_resources.recipes.recipe import Recipe
 
 
@@ -63,6 +63,21 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
         total_steps=total,
         epochs=math.ceil(total / per_epoch),
         warmup_steps=min(warmup, total),
+    )
+
+
+def learning_rate_at(recipe: Recipe, plan: TrainingPlan, step: int) -> float:
+    """The learning rate that the optimiser uses at a step of the run, from 1."""
+    return learning_rate(
+        step - 1,
+        schedule=recipe.lr_schedule,
+        peak=recipe.learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        final=recipe.lr_final,
+        power=recipe.lr_power,
+        rate=recipe.lr_decay_rate,
+        num_cycles=recipe.lr_cycles,
     )
 
 

@@ -348,7 +348,7 @@ class Trainer(Protocol):
 
 # Level b: primitives.
 
-LOSSES = ("cross_entropy", "importance_sampling", "ppo")
+LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 """Losses by name; any other is given as a function."""
 
 
@@ -450,8 +450,8 @@ class TrainingClient(Protocol):
         """Write weights, optimiser and random state as safetensors and JSON."""
         ...
 
-    def load_state(self, folder: Path) -> "Future[None]":
-        """Take over what `save_state` wrote."""
+    def load_state(self, folder: Path, *, weights_only: bool = False) -> "Future[None]":
+        """Take over what `save_state` wrote; or of that the weights alone."""
         ...
 
     def close(self) -> None:

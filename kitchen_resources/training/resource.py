@@ -35,6 +35,26 @@ class TrlBackend(dg.Config):
         return TrlTrainer(device=self.device, threads=self.threads)
 
 
+class LocalBackend(dg.Config):
+    """The kitchen's own loops by primitives (forward-backward, optimiser step, sampling), in this process."""
+
+    kind: Literal["local"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to train; auto is a GPU where torch sees one."
+    )
+    threads: Optional[int] = Field(default=None, description="CPU threads, as with trl.")
+
+    def adapter(self) -> Trainer:
+        """The backend."""
+        from kitchen_resources.training.local.backend import LocalTrainer
+
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(
+                f"must be at least 1, got {self.threads}", where="trainer.backend.local.threads", fix="threads: 1"
+            )
+        return LocalTrainer(device=self.device, threads=self.threads)
+
+
 class NoopBackend(dg.Config):
     """Nothing is learned: weightless, instant, deterministic; to try out everything around training."""
 
@@ -51,7 +71,7 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     At launch: `resources: {trainer: {config: {backend: {noop: {}}}}}`.
     """
 
-    backend: Union[TrlBackend, NoopBackend] = Field(
+    backend: Union[TrlBackend, LocalBackend, NoopBackend] = Field(
         default_factory=TrlBackend, discriminator="kind", description="Which backend trains."
     )
 

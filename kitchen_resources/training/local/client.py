@@ -236,9 +236,9 @@ class LocalTrainingClient:
         """See `TrainingClient.save_state`."""
         return self._now(lambda: self._save(folder))
 
-    def load_state(self, folder: Path) -> "Future[None]":
+    def load_state(self, folder: Path, *, weights_only: bool = False) -> "Future[None]":
         """See `TrainingClient.load_state`; gradients that were added are dropped."""
-        return self._now(lambda: self._load(folder))
+        return self._now(lambda: self._load(folder, weights_only=weights_only))
 
     def close(self) -> None:
         """See `TrainingClient.close`."""
@@ -257,7 +257,7 @@ class LocalTrainingClient:
         save_file(self._rng, folder / RNG)
         (folder / COUNTERS).write_bytes(canonical_json({"steps": self._steps}))
 
-    def _load(self, folder: Path) -> None:
+    def _load(self, folder: Path, *, weights_only: bool) -> None:
         from safetensors.torch import load_file
 
         from kitchen_resources.training.pytorch.state import load_weights, read_optimizer
@@ -265,6 +265,8 @@ class LocalTrainingClient:
         if not (folder / COUNTERS).is_file():
             raise _refused(f"there is no saved state in {folder}", "name a folder that save_state wrote")
         load_weights(folder, self._model)
+        if weights_only:
+            return
         self._optimizer.load_state_dict(read_optimizer(folder))
         self._optimizer.zero_grad(set_to_none=True)
         self._rng = load_file(folder / RNG)

@@ -1,16 +1,12 @@
 """Reinforcement learning on TRL's GRPOTrainer: episodes in environments, group-centred advantages, the clipped loss."""
 
-import json
-import math
 from functools import lru_cache
 from typing import Any
 
-from kitchen_resources.environments.pool import EnvironmentPool
-from kitchen_resources.environments.rollouts import GroupRequest, Rollout, episode_seed, run_groups
-from kitchen_resources.errors import EpisodesFailed
 from kitchen_resources.evaluation.sampling import longest_prompt
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
+from kitchen_resources.training.episodes import Episodes, episode_measures
 from kitchen_resources.training.port import TrainingJob
 from kitchen_resources.training.trl.arguments import NOISE
 from kitchen_resources.training.trl.setup import Setup as BaseSetup
@@ -88,9 +84,6 @@ VALUES = {
     "delta": (lambda value: value > 1, "greater than 1"),
 }
 
-_TRANSCRIBED = 64
-"""Episodes of an epoch that are kept beside its checkpoint."""
-
 
 def config_class(recipe: Recipe) -> type:
     """The TRL config class of the method."""
@@ -138,23 +131,12 @@ class Setup(BaseSetup):
     """The environments, in processes of their own that live as long as the session, and the episodes of the epoch."""
 
     def __init__(self, job: TrainingJob, rows: Any) -> None:
-        from kitchen_resources.datasets.renderers import renderer_of
-
         recipe = job.recipe
         assert isinstance(recipe, ReinforcementRecipe)
         self._recipe = recipe
-        renderer = renderer_of(job.base, job.data.extra.get("template"))
-        super().__init__(
-            job, rows.add_column("prompt", [renderer.tokenizer.decode(ids) for ids in rows["prompt_ids"]])
-        )
-        self._dialogue = renderer.dialogue()
-        self._pool = EnvironmentPool(
-            recipe.environment_spec(),
-            workers=recipe.environment.workers,
-            time_limit_s=recipe.environment.time_limit_s,
-        )
-        self._epoch = self._draw = 0
-        self._failed: list[str] = []
+        self._episodes = Episodes(job)
+        decode = self._episodes.renderer.tokenizer.decode
+        super().__init__(job, rows.add_column("prompt", [decode(ids) for ids in rows["prompt_ids"]]))
 
     def prepare(self, model: Any) -> Any:
         """See `Setup.prepare`."""
@@ -167,28 +149,24 @@ class Setup(BaseSetup):
     def attach(self, trainer: Any, epoch: int) -> None:
         """See `Setup.attach`."""
         trainer.sample_blocks(group=self._recipe.group_size, row_column="row_id")
-        self._epoch, self._draw, self._failed = epoch, 0, []
+        self._episodes.start(epoch)
 
     def close(self) -> None:
         """See `Setup.close`."""
-        self._pool.close()
+        self._episodes.close()
         super().close()
 
     def roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """The episodes of one draw, by the weights of this moment; TRL's `rollout_func`."""
-        recipe = self._recipe
-        groups = [self._group(row, place) for place, row in enumerate(trainer.drawn[:: recipe.group_size])]
-        self._draw += 1
-        rollouts = run_groups(
-            self._pool,
-            groups,
-            lambda prompt_ids: trainer._generate_single_turn(prompt_ids, None, {}, recipe.group_size)[0],
-            self._dialogue,
-            max_turns=recipe.environment.max_turns,
-            max_context=longest_prompt(trainer.model, recipe.max_tokens),
+        group_size = self._recipe.group_size
+        rollouts = self._episodes.roll_out(
+            trainer.drawn[::group_size],
+            lambda prompt_ids: trainer._generate_single_turn(prompt_ids, None, {}, group_size)[0],
+            longest_prompt(trainer.model, self._recipe.max_tokens),
         )
-        self._require_few_failures(rollouts)
-        self._record(trainer, rollouts)
+        for name, value in episode_measures(rollouts).items():
+            trainer._metrics["train"][name].append(value)
+        trainer.transcribe(self._episodes.lines(rollouts))
         # TRL takes no empty completion: one that failed before its first turn is one token, which isn't trained on.
         nothing = [trainer.processing_class.pad_token_id]
         return {
@@ -199,64 +177,10 @@ class Setup(BaseSetup):
             "episode_reward": [rollout.reward for rollout in rollouts],
         }
 
-    def _group(self, row: dict[str, Any], place: int) -> GroupRequest:
-        recipe = self._recipe
-        group = self._draw * recipe.groups_per_batch + place
-        seeds = [episode_seed(recipe.seed, self._epoch, group, sample) for sample in range(recipe.group_size)]
-        return GroupRequest(f"{self._epoch}/{group}", json.loads(row["problem"]), row["prompt_ids"], seeds)
-
-    def _require_few_failures(self, rollouts: list[Rollout]) -> None:
-        """Stop where more of the epoch's episodes have failed than the recipe allows, done or not."""
-        self._failed += [f"{r.failure.kind}: {r.failure.message}" for r in rollouts if r.failure is not None]
-        draws = self._recipe.draws(self.job.plan.rows)
-        episodes = draws.prompts * draws.count * self._recipe.group_size
-        if len(self._failed) > self._recipe.environment.max_failed * episodes:
-            raise EpisodesFailed(
-                f"{len(self._failed)} of the {episodes} episodes of an epoch have failed, and max_failed is "
-                f"{self._recipe.environment.max_failed:g}; the last with {self._failed[-1]}",
-                where=f"environment {self._recipe.environment.name}, epoch {self._epoch}",
-                fix="correct the environment or its time_limit_s; nothing of this epoch was published",
-            )
-
-    def _record(self, trainer: Any, rollouts: list[Rollout]) -> None:
-        """Numbers of the draw for the step's log, and its first group for people."""
-        log = trainer._metrics["train"]
-        scored = [rollout for rollout in rollouts if rollout.failure is None]
-        log["failed_episodes"].append(float(len(rollouts) - len(scored)))
-        if scored:
-            log["solved"].append(sum(rollout.solved for rollout in scored) / len(scored))
-            log["turns"].append(sum(len(rollout.turns) for rollout in scored) / len(scored))
-        for name in sorted({name for rollout in scored for name in rollout.rewards}):
-            values = [rollout.rewards[name] for rollout in scored if name in rollout.rewards]
-            log[f"reward/{name}"].append(math.fsum(values) / len(values))
-        room = max(1, _TRANSCRIBED // self._recipe.steps_per_epoch)
-        prompts = trainer.processing_class.batch_decode([rollout.prompt_ids for rollout in rollouts[:room]])
-        trainer.transcribe(
-            [
-                {"prompt": prompt, **_line(rollout, self._epoch, self._draw)}
-                for prompt, rollout in zip(prompts, rollouts[:room], strict=True)
-            ]
-        )
-
 
 def _episode_reward(*, episode_reward: list[float | None], **others: Any) -> list[float | None]:
     """The reward of each episode; None for one that failed, whose advantage TRL then makes zero."""
     return episode_reward
-
-
-def _line(rollout: Rollout, epoch: int, draw: int) -> dict[str, Any]:
-    """An episode as one line of the transcript."""
-    return {
-        "epoch": epoch,
-        "draw": draw,
-        "group": rollout.group,
-        "sample": rollout.sample,
-        "turns": [dict(turn) for turn in rollout.turns],
-        "reward": rollout.reward,
-        "rewards": dict(rollout.rewards),
-        "solved": rollout.solved,
-        "failure": f"{rollout.failure.kind}: {rollout.failure.message}" if rollout.failure else None,
-    }
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,73 @@
+"""Distillation: on a teacher's answers, or on the student's own ones by the reverse KL to the teacher."""
+
+from collections.abc import Iterator
+
+from kitchen_resources.formulas.seeds import derived_seed
+from kitchen_resources.recipes.distillation import DistillationRecipe
+from kitchen_resources.training.loops import supervised
+from kitchen_resources.training.loops.data import completion, per_token, trained_tokens
+from kitchen_resources.training.loops.frame import Epoch, StepDone, step_done
+from kitchen_resources.training.loops.sampling import Sampler
+from kitchen_resources.training.port import Datum, ModelInput, TrainingClient
+
+ALGORITHM_VERSION = 1
+"""Raised by hand when this loop's arithmetic changes."""
+
+_TRANSCRIBED = 64
+"""Answers of an epoch that are kept beside its checkpoint."""
+
+
+def train(epoch: Epoch) -> Iterator[StepDone]:
+    """Train an epoch, one optimiser step at a time."""
+    recipe = epoch.recipe
+    assert isinstance(recipe, DistillationRecipe)
+    # The teacher's answers are the rows already.
+    return _on_policy(epoch, recipe) if recipe.mode == "on_policy" else supervised.train(epoch)
+
+
+def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
+    """Every token that the student wrote has as its advantage how much likelier the teacher finds it."""
+    from kitchen_resources.datasets.renderers import renderer_of
+
+    teacher = _teacher(epoch)
+    decode = renderer_of(epoch.job.base, epoch.job.data.extra.get("template")).tokenizer.decode
+    room = max(1, _TRANSCRIBED // epoch.plan.steps_per_epoch)
+    for batch in epoch.batches:
+        sampler = Sampler(
+            epoch.client,
+            max_tokens=recipe.max_tokens,
+            temperature=recipe.temperature,
+            stop=epoch.job.data.stop_token_ids,
+            seed=derived_seed(recipe.seed, batch.step),
+        )
+        prompts = [list(row["prompt_ids"]) for row in batch.rows]
+        answers = sampler.sequences(prompts)
+        asked = [
+            teacher.compute_logprobs(ModelInput([*prompt, *answer.tokens]))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        data, divergence = [], 0.0
+        for prompt, answer, future in zip(prompts, answers, asked, strict=True):
+            wanted = [value or 0.0 for value in future.result()[len(prompt) :]]
+            advantages = [theirs - ours for theirs, ours in zip(wanted, answer.logprobs, strict=True)]
+            divergence -= sum(advantages)
+            before = [0.0] * (len(prompt) - 1)
+            datum = completion(prompt, answer.tokens)
+            given = {"logprobs": [*before, *answer.logprobs], "advantages": [*before, *advantages]}
+            data.append(Datum(datum.model_input, {**datum.loss_fn_inputs, **given}))
+        tokens = trained_tokens(data)
+        gradients = epoch.client.forward_backward(per_token(data, "advantages"), "importance_sampling")
+        moved = epoch.client.optim_step(epoch.adam(batch))
+        lines = [
+            {"epoch": epoch.number, "row": row["row_id"], "prompt": decode(prompt), "answer": decode(answer.tokens)}
+            for row, prompt, answer in list(zip(batch.rows, prompts, answers, strict=True))[:room]
+        ]
+        extra = {"reverse_kl": divergence / max(1, tokens)}
+        yield step_done(batch, gradients.result(), moved.result(), tokens=tokens, extra=extra, lines=lines)
+
+
+def _teacher(epoch: Epoch) -> TrainingClient:
+    if "teacher" not in epoch.lives:
+        epoch.lives["teacher"] = epoch.clients.frozen("teacher")
+    client: TrainingClient = epoch.lives["teacher"]
+    return client
