@@ -22,6 +22,7 @@ from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import RecipeDefinition
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.base_models import simulated_base
+from kitchen_resources.training.local.backend import LocalTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Capabilities, EpochResult, Trainer
 from kitchen_resources.training.trl.backend import TrlTrainer
@@ -30,6 +31,7 @@ from tests.training_bench import ROW_IDS, SMALL, Bench, Shelf, TakenOver
 BACKENDS: dict[str, Callable[[], Trainer]] = {
     "noop": NoopTrainer,
     "trl": lambda: TrlTrainer(device="cpu", threads=1),
+    "local": lambda: LocalTrainer(device="cpu", threads=1),
 }
 
 

@@ -18,6 +18,7 @@ from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
+from kitchen_resources.training.local.backend import LocalTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.plan import planned_rows
 from kitchen_resources.training.port import EpochResult, LocalCheckpoint, Trainer, TrainingJob
@@ -30,6 +31,7 @@ from tests.training_bench import Shelf, Stopped
 BACKENDS: dict[str, Callable[[], Trainer]] = {
     "noop": NoopTrainer,
     "trl": lambda: TrlTrainer(device="cpu", threads=1),
+    "local": lambda: LocalTrainer(device="cpu", threads=1),
 }
 
 SMALL: Mapping[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 1.0e-3, "deterministic": True}
@@ -118,7 +120,7 @@ def sessions() -> list[Any]:
         pytest.param((backend, name), id=f"{backend}: {name}", marks=() if backend == "noop" else pytest.mark.heavy)
         for backend, make in BACKENDS.items()
         for name, case in CASES.items()
-        if case.method.method in make().capabilities().methods
+        if case.method.method in make().capabilities().methods and not make().check(case.method(**case.fields))
     ]
 
 

@@ -1,6 +1,7 @@
 """The `local` backend as a `Trainer`: the kitchen's own loops on a client in this process."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -91,8 +92,10 @@ class LocalTrainer:
 def check_loops(recipe: Recipe) -> list[Problem]:
     """What of a recipe the kitchen's own loops don't do."""
     problems: list[Problem] = []
-    if recipe.trainer_args:
-        problems.append(("trainer_args", "are arguments of TRL, which this backend doesn't use", "trainer_args: {}"))
+    for name in recipe.trainer_args:
+        problems.append(
+            (f"trainer_args.{name}", "is an argument of TRL, which this backend doesn't use", "remove it")
+        )
     if recipe.optimizer != "adamw":
         problems.append(("optimizer", f"{recipe.optimizer} is not offered by this backend", "optimizer: adamw"))
     if isinstance(recipe, PreferenceRecipe) and recipe.loss_type != ["sigmoid"]:
@@ -138,7 +141,13 @@ class LocalClients:
     """Opens clients of a job's models in this process."""
 
     def __init__(self, job: TrainingJob) -> None:
+        import torch
+
         self._job = job
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(job.resolution.threads)
+        if job.recipe.deterministic:
+            torch.use_deterministic_algorithms(True)
 
     def open(self) -> TrainingClient:
         """See `Clients.open`."""
@@ -172,6 +181,24 @@ class LocalClients:
             attention=job.resolution.values["attention"],
             device=job.resolution.device,
         )
+
+    def errors(self, epoch: int) -> AbstractContextManager[None]:
+        """See `Clients.errors`."""
+        from kitchen_resources.training.pytorch.failures import errors_named
+
+        return errors_named(self._job, epoch)
+
+    def device_memory(self) -> int:
+        """See `Clients.device_memory`."""
+        import torch
+
+        return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
+
+    def close(self) -> None:
+        """See `Clients.close`."""
+        import torch
+
+        torch.set_num_threads(self._threads)
 
     def longest_prompt(self) -> int | None:
         """See `Clients.longest_prompt`."""

@@ -21,6 +21,7 @@ from kitchen_resources.training.port import (
     SampledSequence,
     SamplingParams,
 )
+from kitchen_resources.training.pytorch.failures import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,7 @@ class LocalTrainingClient:
         self._optimizer = torch.optim.AdamW(_groups(model), lr=0.0)
         self._rng = _first_rng(settings.seed)
         self._steps = 0
+        self._closed = False
         self._asked: list[tuple[Any, _Waiting]] = []
 
     # Training.
@@ -119,13 +121,15 @@ class LocalTrainingClient:
                 f"the loss {name} has no setting {unknown[0]!r}",
                 f"one of {', '.join(settings)}" if settings else "none",
             )
+        import torch
+
         _require_whole(data, needed)
         total, logprobs = 0.0, []
         with self._drawing():
             for rows in self._micro_batches(data):
                 found, inputs = self._target_logprobs(rows)
                 loss = loss_of(found, inputs, {**settings, **config})
-                loss.backward()
+                torch.autograd.backward(loss)
                 total += float(loss.detach())
                 logprobs += _rows_of(found, rows)
         return ForwardBackwardResult({"loss:sum": total}, logprobs)
@@ -161,7 +165,7 @@ class LocalTrainingClient:
                 for place, leaf in enumerate(logprobs[done : done + len(rows)]):
                     if leaf.grad is not None:
                         gradient[place, : len(leaf)] = leaf.grad
-                found.backward(gradient)
+                torch.autograd.backward(found, gradient)
                 done += len(rows)
         return ForwardBackwardResult(
             {"loss:sum": float(loss.detach()), **metrics}, [row.detach().tolist() for row in logprobs]
@@ -242,8 +246,11 @@ class LocalTrainingClient:
 
     def close(self) -> None:
         """See `TrainingClient.close`."""
+        if self._closed:
+            return
         self._asked = []
-        self._model = self._optimizer = None
+        del self._model, self._optimizer
+        self._closed = True
         self._trained = []
 
     def _save(self, folder: Path) -> None:
@@ -426,6 +433,7 @@ def _raise(error: Exception) -> Any:
 
 
 def _as_backend_error(error: Exception) -> Exception:
-    if isinstance(error, KitchenError):
+    # The session says what to lower.
+    if isinstance(error, KitchenError) or is_out_of_memory(error):
         return error
     return BackendError(f"{type(error).__name__}: {error}", where="backend local")

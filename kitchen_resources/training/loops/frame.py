@@ -1,6 +1,7 @@
 """What a loop is given, and what it says of each optimiser step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,18 @@ class Clients(Protocol):
 
     def frozen(self, role: str) -> TrainingClient:
         """A client of a model that is only read: `reference` or `teacher`; of the base where the job has none."""
+        ...
+
+    def errors(self, epoch: int) -> AbstractContextManager[None]:
+        """Turns what the backend raises into errors that say what to do."""
+        ...
+
+    def device_memory(self) -> int:
+        """Peak of the device's memory so far, in bytes; 0 when unknown."""
+        ...
+
+    def close(self) -> None:
+        """Free what is held, and leave the process as it was; may be called twice."""
         ...
 
     def longest_prompt(self) -> int | None:

@@ -67,7 +67,7 @@ class LoopSession:
         attempt = EpochAttempt(job, epoch, events, self._row_plan.of_epoch(epoch), exact_inside=self._exact_inside)
         folder = job.scratch / f"epoch-{epoch}-{uuid.uuid4().hex[:8]}"
         try:
-            with self._client(parent) as client:
+            with self._clients.errors(epoch), self._client(parent) as client:
                 self._train(attempt, epoch, parent, client, folder)
         finally:
             # The folder of the parent goes only now: it may be the one that the last epoch published.
@@ -91,6 +91,7 @@ class LoopSession:
             if hasattr(held, "close"):
                 held.close()
         self._rows = None
+        self._clients.close()
 
     @contextmanager
     def _client(self, parent: LocalCheckpoint | None) -> Iterator[TrainingClient]:
@@ -161,7 +162,7 @@ class LoopSession:
             tokens=done.tokens,
             seconds=seconds,
             host_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES,
-            device_memory_bytes=0,
+            device_memory_bytes=self._clients.device_memory(),
             extra=dict(done.extra),
         )
 

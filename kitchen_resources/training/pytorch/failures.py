@@ -13,19 +13,24 @@ _OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_a
 @contextmanager
 def errors_named(job: TrainingJob, epoch: int) -> Iterator[None]:
     """Turn what the libraries raise into errors that say what to do."""
-    import torch
-
     where = f"epoch {epoch}"
     try:
         yield
     except KitchenError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(job, where, error) from error
-    except (RuntimeError, ValueError) as error:
-        if any(sign in str(error) for sign in _OUT_OF_HOST_MEMORY):
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if is_out_of_memory(error):
             raise _out_of_memory(job, where, error) from error
         raise BackendError(f"{type(error).__name__}: {error}", where=where) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host has no room; torch has no type of its own for the host."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_HOST_MEMORY)
 
 
 def _out_of_memory(job: TrainingJob, where: str, error: BaseException) -> OutOfMemory:

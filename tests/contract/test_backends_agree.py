@@ -1,0 +1,94 @@
+"""Backends that train really train the same: from one start, on the same rows, to the same numbers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.numerics import preserved_numerics
+from kitchen_resources.recipes.preference import PreferenceRecipe
+from kitchen_resources.training.local.backend import LocalTrainer
+from kitchen_resources.training.port import StepMetrics, Trainer
+from kitchen_resources.training.run import TrainingRun
+from kitchen_resources.training.trl.backend import TrlTrainer
+from tests.engine import Told
+from tests.rail import Rail
+from tests.training_bench import Bench, Shelf
+
+pytestmark = pytest.mark.heavy
+
+OTHERS: Mapping[str, Callable[[], Trainer]] = {"local": lambda: LocalTrainer(device="cpu", threads=1)}
+LOSS, NORM = 1.0e-6, 1.0e-4
+"""Relative tolerances. Measured over ten steps: 1.5e-7 of the loss, 1e-5 of the gradient norm."""
+
+SUPERVISED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "LoRA": {"lora": {"rank": 4, "alpha": 8}},
+    "clipped": {"max_grad_norm": 0.3},
+    "not clipped": {"max_grad_norm": 0.0},
+    "weight decay, no accumulation": {"weight_decay": 0.1, "gradient_accumulation_steps": 1},
+}
+
+
+def reference() -> Trainer:
+    return TrlTrainer(device="cpu", threads=1)
+
+
+def check_alike(ours: list[StepMetrics], theirs: list[StepMetrics]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for step, other in zip(ours, theirs, strict=True):
+        assert step.global_step == other.global_step
+        assert step.tokens == other.tokens
+        assert step.learning_rate == other.learning_rate
+        assert step.loss == pytest.approx(other.loss, rel=LOSS)
+        assert step.grad_norm == pytest.approx(other.grad_norm, rel=NORM)
+    assert ours[-1].loss != ours[0].loss
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("case", SUPERVISED)
+def test_losses_and_gradients_are_alike_over_ten_updates(tmp_path: Path, name: str, case: str) -> None:
+    steps = {}
+    for backend, make in (("trl", reference), (name, OTHERS[name])):
+        bench = Bench(make(), tmp_path / backend)
+        shelf = bench.shelf()
+        job = bench.job(epochs=4, max_steps=10, **SUPERVISED[case])
+        bench.train(job, shelf, list(range(1, job.plan.epochs + 1)))
+        steps[backend] = shelf.steps
+    assert len(steps["trl"]) == 10
+    check_alike(steps[name], steps["trl"])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "LoRA"])
+def test_preferences_are_alike(tmp_path: Path, name: str, lora: dict[str, Any] | None) -> None:
+    fields = {
+        "epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 1.0e-3,
+        "max_rows": 8,
+        "lora": lora,
+        "max_grad_norm": 1.0,
+    }
+    steps = {}
+    with preserved_numerics():
+        for backend, make in (("trl", reference), (name, OTHERS[name])):
+            rail = Rail(blobs=LocalBlobs(tmp_path / backend), trainer=make)
+            rail.add("mine", PreferenceRecipe, fields)
+            job = TrainingRun(rail.launch("mine"), Told()).job()
+            job.scratch.mkdir(parents=True)
+            shelf, parent = Shelf(tmp_path / f"shelf-{backend}"), None
+            session = make().open(job)
+            try:
+                for epoch in (1, 2):
+                    shelf.parent = parent.global_step if parent else 0
+                    parent = session.train_epoch(epoch, parent, shelf).checkpoint
+            finally:
+                session.close()
+            steps[backend] = shelf.steps
+    check_alike(steps[name], steps["trl"])
+    for step, other in zip(steps[name], steps["trl"], strict=True):
+        for measure in ("accuracy", "margin", "chosen_reward", "rejected_reward"):
+            assert step.extra[measure] == pytest.approx(other.extra[measure], rel=1e-3, abs=1e-5)
