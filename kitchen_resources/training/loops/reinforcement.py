@@ -1,5 +1,6 @@
 """Reinforcement learning: groups of episodes by the weights of the moment, centred rewards, the clipped surrogate."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,10 +36,11 @@ def train(epoch: Epoch) -> Iterator[StepDone]:
         rollouts = episodes.roll_out(draw[0].rows, sampler, epoch.clients.longest_prompt())
         advantages, measured = _advantages(rollouts, recipe)
         data = [_datum(rollout, advantages[place], sampler) for place, rollout in enumerate(rollouts)]
-        data = [datum for datum in data if any(datum.loss_fn_inputs["advantages"])] or data
         if recipe.kl_coef:
             data, penalty = _penalized(data, _base(epoch), recipe.kl_coef)
             measured.update(penalty)
+        # A group whose rewards are all the same teaches nothing.
+        data = [datum for datum in data if any(datum.loss_fn_inputs["advantages"])] or data
         measured.update(episode_measures(rollouts))
         lines = episodes.lines(rollouts)
         for batch in draw:
@@ -100,40 +102,31 @@ def _base(epoch: Epoch) -> TrainingClient:
 def _penalized(
     data: Sequence[Datum], base: TrainingClient, coefficient: float
 ) -> tuple[list[Datum], dict[str, float]]:
-    """The data with the divergence from the base taken from each token's advantage, centred over the batch."""
+    """The data with the divergence from the base in each token's advantage.
+
+    With `d` the log-ratio of the base to the policy, the divergence is estimated as `exp(d) - d - 1` (Schulman 2020), as
+    TRL's loss has it. Its gradient is `1 - exp(d)` times that of the log-probability, so that much is taken away.
+    """
     whole = [
         ModelInput([datum.model_input.tokens[0], *map(int, datum.loss_fn_inputs["target_tokens"])]) for datum in data
     ]
     asked = [base.compute_logprobs(tokens) for tokens in whole]
-    distances = [
-        [
-            (policy - (reference or 0.0)) * weight
+    penalized, divergence = [], 0.0
+    for datum, future in zip(data, asked, strict=True):
+        given = datum.loss_fn_inputs
+        ratios = [
+            (reference or 0.0) - policy if weight else 0.0
             for policy, reference, weight in zip(
-                datum.loss_fn_inputs["logprobs"],
-                future.result()[1:],
-                datum.loss_fn_inputs["weights"],
-                strict=True,
+                given["logprobs"], future.result()[1:], given["weights"], strict=True
             )
         ]
-        for datum, future in zip(data, asked, strict=True)
-    ]
-    mean = sum(map(sum, distances)) / max(1, trained_tokens(data))
-    penalized = [
-        Datum(
-            datum.model_input,
-            {
-                **datum.loss_fn_inputs,
-                "advantages": [
-                    advantage + coefficient * (mean - distance) * weight
-                    for advantage, distance, weight in zip(
-                        datum.loss_fn_inputs["advantages"], row, datum.loss_fn_inputs["weights"], strict=True
-                    )
-                ],
-            },
-        )
-        for datum, row in zip(data, distances, strict=True)
-    ]
-    return penalized, {"kl": mean}
+        divergence += sum(math.exp(ratio) - ratio - 1.0 for ratio in ratios)
+        advantages = [
+            advantage - coefficient * (1.0 - math.exp(ratio))
+            for advantage, ratio in zip(given["advantages"], ratios, strict=True)
+        ]
+        penalized.append(Datum(datum.model_input, {**given, "advantages": advantages}))
+    return penalized, {"kl": divergence / max(1, trained_tokens(data))}
 
 
 def _loss(recipe: ReinforcementRecipe) -> str:
