@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.ui.dagster_dev import DagsterDev, wait_until
 
-RUN_S = 240
+RUN_S = 600
 GROUPS = ("datasets", "checkpoints", "training", "evaluation", "registry")
 
 
