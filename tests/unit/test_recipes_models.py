@@ -276,7 +276,7 @@ def test_the_estimates_of_a_lora(sound: Path, monkeypatch: pytest.MonkeyPatch) -
     # What a LoRA on every linear layer of this model really has.
     assert 0.5 < trained / (8 * n["adaptable"]) < 2
     # The library isn't needed to estimate, and isn't there on every machine.
-    monkeypatch.setattr("kitchen_resources.training.pytorch.models.require_quantization", lambda bits: None)
+    monkeypatch.setattr("kitchen_resources.training.pytorch.sizing.require_quantization", lambda bits: None)
     quantized = checked(str(sound), TrlTrainer(device="cpu"), lora={"rank": 8}, quantization="4bit", **fields)
     assert report.memory_bytes - quantized.memory_bytes == 1.5 * n["parameters"]
 

@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
-from kitchen_resources.errors import CapabilityError
-from kitchen_resources.formulas.memory import state_bytes
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
@@ -44,42 +42,20 @@ class LocalTrainer:
     ) -> Resolution:
         """See `Trainer.resolve`."""
         from kitchen_resources.training.loops.session import LOOPS
-        from kitchen_resources.training.pytorch import machine
-        from kitchen_resources.training.pytorch.models import require_quantization, weight_dtype
-        from kitchen_resources.training.pytorch.sizing import memory_bytes, model_config, trained_parameters
+        from kitchen_resources.training.pytorch.sizing import resolve_here
 
-        if base.folder is None:
-            raise CapabilityError(
-                "a simulated model can't be trained", where="model", fix="name a model with weights"
-            )
-        require_quantization(recipe.quantization)
-        config = model_config(base.folder)
-        device = machine.choose_device(self._device)
-        threads = machine.choose_threads(self._threads, base.parameters)
-        precision = machine.choose_precision(recipe, device)
-        dtype = weight_dtype(recipe, precision)
-        trained = trained_parameters(recipe, config, base.parameters)
-        held = 2 if precision == "bf16" else 4
-        copies = int(recipe.method == "reinforcement" and getattr(recipe, "kl_coef", 0) > 0)
-        return Resolution(
+        return resolve_here(
+            recipe,
+            base,
+            models,
+            device=self._device,
+            threads=self._threads,
             algorithm={
                 "local": ALGORITHM_VERSION,
                 f"loops.{recipe.method}": LOOPS[recipe.method].ALGORITHM_VERSION,
             },
-            values={
-                "precision": precision,
-                "weight_dtype": dtype,
-                "attention": machine.choose_attention(recipe, config, device),
-                "optimizer": "adamw",
-                "world_size": 1,
-            },
-            threads=threads,
-            device=device,
-            environment=machine.environment(device, threads),
-            memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype)
-            + copies * base.parameters * held
-            + sum(model.parameters * held for model in models.values()),
-            state_bytes=state_bytes(trained_parameters=trained, stored_weight_bytes=4, moments=2),
+            optimizer="adamw",
+            frozen_copies=int(isinstance(recipe, ReinforcementRecipe) and recipe.kl_coef > 0),
         )
 
     def open(self, job: TrainingJob) -> Session:

@@ -1,11 +1,71 @@
 """How large a model is, and what training it takes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.errors import ConfigError
-from kitchen_resources.formulas.memory import training_bytes
+from kitchen_resources.errors import CapabilityError, ConfigError
+from kitchen_resources.formulas.memory import state_bytes, training_bytes
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.training.port import BaseModel, Resolution
+from kitchen_resources.training.pytorch import machine
+from kitchen_resources.training.pytorch.models import require_quantization, weight_dtype
+
+
+def resolve_here(
+    recipe: Recipe,
+    base: BaseModel,
+    models: Mapping[str, BaseModel],
+    *,
+    device: str,
+    threads: int | None,
+    algorithm: Mapping[str, int],
+    optimizer: str,
+    frozen_copies: int,
+) -> Resolution:
+    """What a recipe comes to on this machine; see `Trainer.resolve`.
+
+    Args:
+        recipe: What to train.
+        base: The base model.
+        models: Models besides it, by role.
+        device: As asked for: auto, cpu or cuda.
+        threads: As asked for.
+        algorithm: See `Resolution`.
+        optimizer: Its name in this backend.
+        frozen_copies: Copies of the base that are in memory beside the one that is trained.
+
+    Raises:
+        CapabilityError: It needs something this machine lacks.
+    """
+    if base.folder is None:
+        raise CapabilityError("a simulated model can't be trained", where="model", fix="name a model with weights")
+    require_quantization(recipe.quantization)
+    config = model_config(base.folder)
+    chosen = machine.choose_device(device)
+    count = machine.choose_threads(threads, base.parameters)
+    precision = machine.choose_precision(recipe, chosen)
+    dtype = weight_dtype(recipe, precision)
+    trained = trained_parameters(recipe, config, base.parameters)
+    frozen = frozen_copies * base.parameters + sum(model.parameters for model in models.values())
+    return Resolution(
+        algorithm=algorithm,
+        values={
+            "precision": precision,
+            "weight_dtype": dtype,
+            "attention": machine.choose_attention(recipe, config, chosen),
+            "optimizer": optimizer,
+            "world_size": 1,
+        },
+        threads=count,
+        device=chosen,
+        environment=machine.environment(chosen, count),
+        memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype)
+        + frozen * (2 if precision == "bf16" else 4),
+        state_bytes=state_bytes(
+            trained_parameters=trained, stored_weight_bytes=4, moments=0 if recipe.optimizer == "sgd" else 2
+        ),
+    )
 
 
 def model_config(folder: Path) -> Any:
