@@ -16,6 +16,8 @@ from kitchen_resources.embedded import rows, write_model
 from tests.ui.dagster_dev import DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S, Screen
 
+# How long a page may take to show something: a webserver shares two cores with whole training runs.
+WAIT_MS = 120_000
 CHROMIUM = [
     "--no-sandbox",
     "--disable-gpu",
@@ -95,7 +97,7 @@ def browser() -> Iterator[Browser]:
     """Chromium without a display."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert executable, "the tests of the UI need Chromium: apt-get install chromium"
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM, headless=True)
         yield chromium
@@ -108,7 +110,7 @@ def screen(dev: DagsterDev, browser: Browser, tmp_path: Path, request: pytest.Fi
     folder = Path(os.environ.get("KITCHEN_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(WAIT_MS)
     asked: set[str] = set()
     page.on("request", lambda sent: asked.add(urlsplit(sent.url).hostname or sent.url.split(":")[0]))
     opened = Screen(dev, page, folder)
