@@ -43,6 +43,10 @@ class CheckpointError(KitchenError):
     """A stored checkpoint is missing, damaged, or belongs to another run."""
 
 
+class StateLost(CheckpointError):
+    """A remote service keeps the state of a checkpoint no more, or gives another one for it; the one before is used."""
+
+
 class FormatError(CheckpointError):
     """A newer version of the kitchen wrote it. It is no damage: nothing is quarantined, replaced or deleted for it."""
 

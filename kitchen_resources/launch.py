@@ -34,6 +34,7 @@ from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.training.base_models import resolve_base, simulated_base
+from kitchen_resources.training.custom_loss import loss_identity
 from kitchen_resources.training.port import BaseModel, Resolution
 from kitchen_resources.training.registered import REGISTERED, registered_base
 from kitchen_resources.training.teacher_answers import ModelAnswers
@@ -88,10 +89,12 @@ class Launch:
         return {role: self._model(role, *named) for role, named in self.recipe.companions().items()}
 
     def besides(self) -> dict[str, Any]:
-        """What else than recipe, base and data moves the weights: reference, teacher, the environment's code."""
+        """What else than recipe, base and data moves the weights: reference, teacher, the code of environment and loss."""
         found: dict[str, Any] = {role: model.digest for role, model in self.models.items()}
         if isinstance(self.recipe, ReinforcementRecipe):
             found["environment"] = identity_of(self.recipe.environment_spec())
+        if self.recipe.definition.loss:
+            found["loss"] = loss_identity(self.recipe.definition.loss)
         return found
 
     def upstreams(self) -> dict[str, str]:

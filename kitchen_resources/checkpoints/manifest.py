@@ -9,8 +9,10 @@ from typing import Any
 from kitchen_resources.blobs.content import StoredFile
 from kitchen_resources.digests import canonical_json, digest_json
 from kitchen_resources.errors import CheckpointError, FormatError
+from kitchen_resources.training.port import ExternalState
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format that is read and written. 2 has `external`; what has none is still written as 1."""
 
 LEDGER_FILE = "ledger.json"
 STEPS_FILE = "steps.jsonl"
@@ -40,6 +42,7 @@ class Manifest:
         metrics: Numbers over the epoch so far.
         state_digest: See `state_digest`.
         simulated: Nothing was learned.
+        external: What of the state a remote service keeps.
     """
 
     fingerprint: str
@@ -59,6 +62,7 @@ class Manifest:
     metrics: Mapping[str, float]
     state_digest: str
     simulated: bool = False
+    external: Sequence[ExternalState] = ()
 
 
 def state_digest(files: Mapping[str, StoredFile], ledger: str, cursor: Sequence[int]) -> str:
@@ -75,7 +79,10 @@ def state_digest(files: Mapping[str, StoredFile], ledger: str, cursor: Sequence[
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """A manifest as stored: canonical JSON, so that its digest is its identity."""
-    return canonical_json({"format": FORMAT, **asdict(manifest)})
+    value = asdict(manifest)
+    if not manifest.external:
+        del value["external"]
+    return canonical_json({"format": 2 if manifest.external else 1, **value})
 
 
 def decode_manifest(data: bytes, key: str) -> Manifest:
@@ -88,15 +95,16 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
     try:
         value = json.loads(data)
         version = value.pop("format")
-        if version != FORMAT:
+        if version not in range(1, FORMAT + 1):
             raise FormatError(
-                f"has format {version}, this version reads {FORMAT}",
+                f"has format {version}, this version reads up to {FORMAT}",
                 where=key,
                 fix="upgrade crucible-kitchen",
             )
         files = {name: _decode_file(file) for name, file in value.pop("files").items()}
         records = {name: _decode_file(file) for name, file in value.pop("records").items()}
-        manifest = Manifest(files=files, records=records, **value)
+        external = tuple(ExternalState(**state) for state in value.pop("external", ()))
+        manifest = Manifest(files=files, records=records, external=external, **value)
         if not isinstance(manifest.token, int):
             raise ValueError(f"token {manifest.token!r}")
         cursor = (manifest.epoch, manifest.global_step, manifest.steps_into_epoch)

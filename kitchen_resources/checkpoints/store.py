@@ -258,6 +258,7 @@ class CheckpointStore:
             metrics=dict(draft.metrics),
             state_digest=state_digest(files, ledger.sha256, cursor),
             simulated=record.simulated,
+            external=tuple(draft.external),
         )
         entry = CheckpointEntry(
             step=draft.global_step,

@@ -3,22 +3,20 @@
 import importlib.metadata
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from kitchen_resources.digests import canonical_json, digest_file
+from kitchen_resources.digests import canonical_json
 from kitchen_resources.environments.port import EnvironmentSpec, RewardSpec
 from kitchen_resources.environments.process import WorkerProcess
-from kitchen_resources.environments.references import reference_of
+from kitchen_resources.environments.references import reference_of, source_digest
 from kitchen_resources.environments.registry import (
     BUILT_IN_ENVIRONMENTS,
     BUILT_IN_REWARDS,
     find_environment,
     find_reward,
 )
-from kitchen_resources.errors import CapabilityError, ConfigError, KitchenError
+from kitchen_resources.errors import CapabilityError, KitchenError
 
 _TIME_LIMIT_S = 30.0
 
@@ -104,7 +102,7 @@ def _identity(
         "version": getattr(target, "version", 1),
         **({"packages": packages} if packages else {}),
         "args": json.loads(canonical_json({**defaults, **args})),
-        "source": _source_digest(name, target),
+        "source": source_digest(target, name=name),
     }
 
 
@@ -113,17 +111,6 @@ def _package_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _source_digest(name: str, target: Callable[..., Any]) -> str:
-    file = getattr(sys.modules.get(target.__module__), "__file__", None)
-    if file is None or not Path(file).is_file():
-        raise ConfigError(
-            f"{target.__module__} has no source file, so that a change of it would go unnoticed",
-            where=name,
-            fix="define it in a .py file",
-        )
-    return digest_file(Path(file))
 
 
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:

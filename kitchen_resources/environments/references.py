@@ -3,8 +3,10 @@
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from kitchen_resources.digests import digest_file
 from kitchen_resources.errors import ConfigError
 
 
@@ -47,6 +49,22 @@ def resolve(reference: str) -> Callable[..., Any]:
     for part in name.split("."):
         found = getattr(found, part)
     return found  # type: ignore[no-any-return]
+
+
+def source_digest(target: Callable[..., Any], *, name: str) -> str:
+    """sha256 of the file that defines a class or function; what that file imports isn't in it.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    file = getattr(sys.modules.get(target.__module__), "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise ConfigError(
+            f"{target.__module__} has no source file, so that a change of it would go unnoticed",
+            where=name,
+            fix="define it in a .py file",
+        )
+    return digest_file(Path(file))
 
 
 def _within(module: Any, name: str) -> Any:

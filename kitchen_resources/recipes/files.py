@@ -19,10 +19,11 @@ from kitchen_resources.recipes.fields import facts_of
 from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
 from kitchen_resources.recipes.rules import measured_metrics
+from kitchen_resources.training.custom_loss import check_reference
 
 DEFINITION_KEYS = (
     *("name", "workflow", "description", "schedule", "promotion", "base_from", "teacher_from", "upstream_missing"),
-    *("owners", "tags"),
+    *("loss", "owners", "tags"),
 )
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
 
@@ -100,6 +101,7 @@ def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
         promotion=_promotion(values.get("promotion"), where, recipe_class.promoted_by),
         base_from=_text(values, "base_from", where),
         teacher_from=_teacher_from(values, recipe_class, where),
+        loss=_loss(values, recipe_class, where),
         upstream_missing=_upstream_missing(values, where),
         owners=_owners(values, where),
         tags=_tags(values, where),
@@ -193,6 +195,14 @@ def _teacher_from(values: Mapping[str, Any], recipe_class: type[Recipe], where: 
             fix="remove it, or workflow: distillation",
         )
     return _text(values, "teacher_from", where)
+
+
+def _loss(values: Mapping[str, Any], recipe_class: type[Recipe], where: Any) -> str:
+    if "loss" in values and recipe_class.method != "supervised":
+        raise ConfigError(
+            f"{recipe_class.method} has its own loss", where=where("loss"), fix="remove it, or workflow: supervised"
+        )
+    return check_reference(_text(values, "loss", where), where=where("loss"))
 
 
 def _upstream_missing(values: Mapping[str, Any], where: Any) -> Literal["refuse", "train"]:

@@ -36,6 +36,7 @@ class RecipeDefinition:
         promotion: When its model may go to production; None for better than the base by the method's own metric.
         base_from: Recipe whose registered model is the base of this one: NAME, NAME@VERSION or NAME@ALIAS; or "".
         teacher_from: The same for the teacher of a distillation.
+        loss: A loss of one's own, `module:function`; "" for the method's. Here, because it is code that runs.
         upstream_missing: What a launch does when such a recipe has no version yet: refuse, or train it first.
         owners: Dagster owners, `team:x` or a mail address.
         tags: Dagster tags of the job.
@@ -48,6 +49,7 @@ class RecipeDefinition:
     promotion: PromotionRule | None = None
     base_from: str = ""
     teacher_from: str = ""
+    loss: str = ""
     upstream_missing: Literal["refuse", "train"] = "refuse"
     owners: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)

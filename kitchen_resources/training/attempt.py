@@ -8,7 +8,14 @@ from pathlib import Path
 
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.training.ledger import require_planned
-from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics, TrainingEvents, TrainingJob
+from kitchen_resources.training.port import (
+    CheckpointDraft,
+    ExternalState,
+    LocalCheckpoint,
+    StepMetrics,
+    TrainingEvents,
+    TrainingJob,
+)
 
 
 @dataclass(frozen=True)
@@ -20,12 +27,14 @@ class SavedState:
         state_files: Names of those that are the state.
         other_files: Names of those beside them.
         records: What else is to stay on record of the epoch, by file name.
+        external: What of the state a remote service keeps.
     """
 
     folder: Path
     state_files: Sequence[str]
     other_files: Sequence[str]
     records: Mapping[str, bytes]
+    external: Sequence[ExternalState] = ()
 
 
 class EpochAttempt:
@@ -75,6 +84,7 @@ class EpochAttempt:
             metrics=epoch_metrics(self._steps),
             steps=list(self._steps),
             records=saved.records,
+            external=saved.external,
         )
         self.published = self._events.checkpoint(draft)
         if self._drafted is not None:

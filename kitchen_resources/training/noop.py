@@ -22,6 +22,7 @@ from kitchen_resources.training.port import (
     CustomLoss,
     Datum,
     EpochResult,
+    ExternalState,
     ForwardBackwardResult,
     LocalCheckpoint,
     ModelInput,
@@ -240,11 +241,11 @@ class NoopTrainingClient:
             [None if place == 0 else self._logprob(place, token) for place, token in enumerate(tokens.tokens)]
         )
 
-    def save_state(self, folder: Path) -> "Future[None]":
+    def save_state(self, folder: Path) -> "Future[tuple[ExternalState, ...]]":
         """See `TrainingClient.save_state`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STATE_FILE).write_bytes(canonical_json({"state": self._state, "steps": self._steps}))
-        return _done(None)
+        return _done(())
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> "Future[None]":
         """See `TrainingClient.load_state`."""

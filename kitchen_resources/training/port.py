@@ -32,7 +32,9 @@ class Capabilities:
         step_checkpoints: Methods in which a checkpoint inside an epoch resumes as exactly as one at its end, where an
             epoch is a pass over the rows.
         fractional_weights: Whether tokens may weigh other than 0 and 1 in the loss.
-        adapters: Whether it trains LoRA, and whether it trains the whole model.
+        custom_loss: Whether it trains by a loss of one's own.
+        lora: Whether it trains an adapter.
+        full: Whether it trains the whole model.
         quantization: Bit widths it loads a frozen base in.
         simulated: Nothing is learned; its numbers can't be evaluated, promoted or used as a base.
         row_order: How it permutes rows; the ledger of a run is compared with the plan in this order.
@@ -43,6 +45,7 @@ class Capabilities:
     resume: Literal["exact", "state", "none"]
     step_checkpoints: frozenset[str] = frozenset()
     fractional_weights: bool = False
+    custom_loss: bool = False
     lora: bool = True
     full: bool = True
     quantization: frozenset[str] = frozenset({"none"})
@@ -102,6 +105,21 @@ class Resolution:
     environment: Mapping[str, Any]
     memory_bytes: int
     state_bytes: int
+
+
+@dataclass(frozen=True)
+class ExternalState:
+    """A part of a checkpoint that a remote service keeps; nothing here can vouch for its bytes.
+
+    Attributes:
+        uri: Its name there.
+        expires: Until when it is kept, ISO 8601; "" where nobody says.
+        probe_loss: Mean loss per token on a fixed probe at the save, in nats, by which a restore is told from another.
+    """
+
+    uri: str
+    expires: str = ""
+    probe_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,7 @@ class CheckpointDraft:
         metrics: Numbers over this epoch so far: loss, tokens, seconds …
         steps: The epoch's step metrics so far.
         records: What else is to stay on record of the epoch, by file name, such as some of what was sampled.
+        external: What of the state a remote service keeps.
     """
 
     folder: Path
@@ -182,6 +201,7 @@ class CheckpointDraft:
     metrics: Mapping[str, float]
     steps: Sequence[StepMetrics]
     records: Mapping[str, bytes] = field(default_factory=dict)
+    external: Sequence[ExternalState] = ()
 
 
 class TrainingEvents(Protocol):
@@ -301,6 +321,7 @@ class Session(Protocol):
             TrainingDiverged: A loss, gradient norm or weight is not finite; nothing of the epoch is published.
             OutOfMemory: With what to lower.
             LeaseLost: Another process took over.
+            StateLost: What a remote service kept of the parent is gone.
             BackendError: Anything else that the backend reports.
         """
         ...
@@ -446,8 +467,8 @@ class TrainingClient(Protocol):
         """Log-probability of each token given those before it; the first has none."""
         ...
 
-    def save_state(self, folder: Path) -> "Future[None]":
-        """Write weights, optimiser and random state as safetensors and JSON."""
+    def save_state(self, folder: Path) -> "Future[tuple[ExternalState, ...]]":
+        """Write weights, optimiser and random state as safetensors and JSON; tells what of it lies elsewhere."""
         ...
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> "Future[None]":

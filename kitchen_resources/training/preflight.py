@@ -180,6 +180,12 @@ def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
             fix="remove checkpoint_steps and checkpoint_minutes"
             + ("; shorter epochs are saved as often" if sampled else ""),
         )
+    if recipe.definition.loss and not capabilities.custom_loss:
+        raise CapabilityError(
+            f"can't train by a loss of one's own, as loss: {recipe.definition.loss} asks",
+            where=backend,
+            fix="choose backend local or tinker, or remove loss",
+        )
     if recipe.lora is not None and not capabilities.lora:
         raise CapabilityError("doesn't train a LoRA", where=backend, fix="lora: null")
     if recipe.lora is None and not capabilities.full:

@@ -1,6 +1,6 @@
 """The `trainer` resource: which backend trains, chosen at launch by one word of run config."""
 
-from typing import Literal, Optional, Union
+from typing import Dict, Literal, Optional, Union
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -12,7 +12,7 @@ from kitchen_resources.training.port import Trainer
 
 
 class TrlBackend(dg.Config):
-    """TRL in this process."""
+    """TRL, in this process or in several of its own on this machine."""
 
     kind: Literal["trl"] = "trl"
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -24,15 +24,22 @@ class TrlBackend(dg.Config):
         "A run keeps the number it was started with.",
     )
 
+    processes: int = Field(
+        default=1,
+        description="Processes that train together, started by torchrun; on GPUs, one each. Supervised and preference "
+        "only; the steps and their rows are the same, the bits those of this number.",
+    )
+
     def adapter(self) -> Trainer:
         """The backend."""
         from kitchen_resources.training.trl.backend import TrlTrainer
 
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(
-                f"must be at least 1, got {self.threads}", where="trainer.backend.trl.threads", fix="threads: 1"
-            )
-        return TrlTrainer(device=self.device, threads=self.threads)
+        for name, value in (("threads", self.threads), ("processes", self.processes)):
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"must be at least 1, got {value}", where=f"trainer.backend.trl.{name}", fix=f"{name}: 1"
+                )
+        return TrlTrainer(device=self.device, threads=self.threads, processes=self.processes)
 
 
 class LocalBackend(dg.Config):
@@ -55,6 +62,44 @@ class LocalBackend(dg.Config):
         return LocalTrainer(device=self.device, threads=self.threads)
 
 
+class TinkerBackend(dg.Config):
+    """A service that speaks the Tinker API, by the kitchen's own loops. Its key is read from TINKER_API_KEY alone."""
+
+    kind: Literal["tinker"] = "tinker"
+    base_model: str = Field(description="The recipe's base model, by the service's name of it.")
+    base_url: Optional[str] = Field(default=None, description="Where the service is; null for Tinker's own.")
+    request_deadline_s: float = Field(default=600.0, description="How long to wait for one answer, in seconds.")
+    keep_days: Optional[float] = Field(
+        default=30.0, description="Days that the service keeps what a run is resumed from; null for no limit."
+    )
+    models: Dict[str, str] = Field(
+        default={},
+        description="The service's names of teacher and reference, by role; without one they run on this machine.",
+    )
+
+    def adapter(self) -> Trainer:
+        """The backend."""
+        from kitchen_resources.training.tinker.backend import TinkerTrainer
+
+        for name, value in (("request_deadline_s", self.request_deadline_s), ("keep_days", self.keep_days)):
+            if value is not None and not value > 0:
+                raise ConfigError(
+                    f"must be above 0, got {value}", where=f"trainer.backend.tinker.{name}", fix=f"{name}: 30"
+                )
+        unknown = sorted(set(self.models) - {"teacher", "reference"})
+        if unknown:
+            raise ConfigError(
+                f"there is no role {unknown[0]!r}", where="trainer.backend.tinker.models", fix="teacher or reference"
+            )
+        return TinkerTrainer(
+            self.base_model,
+            base_url=self.base_url,
+            deadline_s=self.request_deadline_s,
+            keep_days=self.keep_days,
+            models=self.models,
+        )
+
+
 class NoopBackend(dg.Config):
     """Nothing is learned: weightless, instant, deterministic; to try out everything around training."""
 
@@ -71,7 +116,7 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     At launch: `resources: {trainer: {config: {backend: {noop: {}}}}}`.
     """
 
-    backend: Union[TrlBackend, LocalBackend, NoopBackend] = Field(
+    backend: Union[TrlBackend, LocalBackend, TinkerBackend, NoopBackend] = Field(
         default_factory=TrlBackend, discriminator="kind", description="Which backend trains."
     )
 

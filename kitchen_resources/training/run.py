@@ -19,7 +19,7 @@ from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder
 from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.store import RunRecord
-from kitchen_resources.errors import CheckpointError, ConfigError, KitchenError, LedgerError
+from kitchen_resources.errors import BackendError, CheckpointError, ConfigError, KitchenError, LedgerError, StateLost
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.launch import Launch
@@ -33,6 +33,9 @@ from kitchen_resources.training.port import LocalCheckpoint, Resolution, Trainin
 from kitchen_resources.training.progress import Progress
 from kitchen_resources.training.start import fetch_start, find_start
 from kitchen_resources.training.stopping import StopRequest
+
+_MOST_REPEATS = 2
+"""How often a backend that fails for a passing reason is tried again without a checkpoint more than before."""
 
 _MOST_DAMAGED = 3
 """Checkpoints found damaged by one call after which it gives up: on a broken disk it would train for ever."""
@@ -79,6 +82,8 @@ class TrainingRun:
         self._recipe = launch.recipe
         self._store = launch.checkpoints
         self._stop = StopRequest()
+        # How many checkpoints there were whenever the backend failed.
+        self._repeats: tuple[int, ...] = ()
 
     # What the run is.
 
@@ -311,13 +316,36 @@ class TrainingRun:
             stop=self._stop,
             say=self._observer.say,
         )
-        session = trainer.session(job)
         started = time.monotonic()
-        with self._stop.listening():
-            result = session.train_epoch(epoch, parent, events)
+        try:
+            with self._stop.listening():
+                result = trainer.session(job).train_epoch(epoch, parent, events)
+        except StateLost as error:
+            self._give_up(lease, parent, error)
+            return 0
+        except BackendError as error:
+            self._count_repeat(lease.head, error)
+            return 0
         trainer.keep(result.checkpoint, lease.token)
         events.epoch_done(result.checkpoint, time.monotonic() - started)
         return result.steps_done
+
+    def _give_up(self, lease: Lease, parent: LocalCheckpoint | None, error: StateLost) -> None:
+        """Go on from the checkpoint before one whose state a remote service keeps no more."""
+        self._launch.ports.trainer.discard()
+        own = [entry for entry in lease.head.entries() if parent and entry.state_digest == parent.state_digest]
+        if not own:
+            raise error
+        self._store.quarantine(lease, own[0].step, str(error))
+        self._observer.say(f"the checkpoint at step {own[0].step} can't be gone on from: {error}")
+
+    def _count_repeat(self, head: Head, error: BackendError) -> None:
+        """Train again from the last checkpoint where the backend may well do it then; give up where that brings nothing."""
+        self._repeats = (*self._repeats, len(head.checkpoints))
+        if not error.mendable or self._repeats.count(len(head.checkpoints)) > _MOST_REPEATS:
+            raise error
+        self._launch.ports.trainer.discard()
+        self._observer.say(f"trying again from the last checkpoint, in a new session: {error}")
 
     def _on_published(self, lease: Lease, entry: CheckpointEntry, checkpoint: LocalCheckpoint) -> None:
         self._launch.ports.trainer.keep(checkpoint, lease.token)

@@ -5,11 +5,10 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
-from kitchen_resources.recipes.distillation import DistillationRecipe
-from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import Problem
+from kitchen_resources.training.loops.offered import check_loops
 from kitchen_resources.training.port import BaseModel, Capabilities, Resolution, Session, TrainingClient, TrainingJob
 
 ALGORITHM_VERSION = 1
@@ -30,6 +29,7 @@ class LocalTrainer:
             methods=frozenset({"supervised", "preference", "reinforcement", "distillation"}),
             resume="exact",
             step_checkpoints=frozenset({"supervised", "preference", "distillation"}),
+            custom_loss=True,
             quantization=frozenset({"none", "8bit", "4bit"}),
         )
 
@@ -63,54 +63,6 @@ class LocalTrainer:
         from kitchen_resources.training.loops.session import LoopSession
 
         return LoopSession(job, LocalClients(job), exact_inside=self.capabilities().is_exact_inside(job.recipe))
-
-
-def check_loops(recipe: Recipe) -> list[Problem]:
-    """What of a recipe the kitchen's own loops don't do."""
-    problems: list[Problem] = []
-    for name in recipe.trainer_args:
-        problems.append(
-            (f"trainer_args.{name}", "is an argument of TRL, which this backend doesn't use", "remove it")
-        )
-    if recipe.optimizer != "adamw":
-        problems.append(("optimizer", f"{recipe.optimizer} is not offered by this backend", "optimizer: adamw"))
-    if isinstance(recipe, PreferenceRecipe) and recipe.loss_type != ["sigmoid"]:
-        problems.append(("loss_type", "only sigmoid is offered by this backend", "loss_type: [sigmoid]"))
-    if isinstance(recipe, ReinforcementRecipe):
-        problems.extend(_check_reinforcement(recipe))
-    if isinstance(recipe, DistillationRecipe):
-        if recipe.mode == "logit":
-            problems.append(
-                (
-                    "mode",
-                    "logit needs the teacher's whole distribution, which primitives don't give",
-                    "mode: on_policy",
-                )
-            )
-        if recipe.mode == "on_policy" and recipe.divergence != 1.0:
-            problems.append(("divergence", "only the reverse KL is offered by this backend", "divergence: 1.0"))
-        if recipe.mode == "on_policy" and recipe.temperature != 1.0:
-            problems.append(("temperature", "must be 1 on this backend", "temperature: 1.0"))
-    return problems
-
-
-def _check_reinforcement(recipe: ReinforcementRecipe) -> list[Problem]:
-    problems: list[Problem] = []
-    fixed: Mapping[str, tuple[Any, Any, str]] = {
-        "top_p": (recipe.top_p, 1.0, "top_p: 1.0"),
-        "top_k": (recipe.top_k, 0, "top_k: 0"),
-        "temperature": (recipe.temperature, 1.0, "temperature: 1.0"),
-        "importance_level": (recipe.importance_level, "token", "importance_level: token"),
-        "generation.engine": (recipe.generation.engine, "transformers", "generation: {engine: transformers}"),
-    }
-    for path, (value, offered, fix) in fixed.items():
-        if value != offered:
-            problems.append((path, f"must be {offered} on this backend, got {value}", fix))
-    if recipe.loss_type not in ("dapo", "cispo"):
-        problems.append(("loss_type", f"{recipe.loss_type} is not offered by this backend", "loss_type: dapo"))
-    if recipe.scale_rewards == "batch":
-        problems.append(("scale_rewards", "batch is not offered by this backend", "scale_rewards: group"))
-    return problems
 
 
 class LocalClients:
@@ -178,13 +130,9 @@ class LocalClients:
 
     def longest_prompt(self) -> int | None:
         """See `Clients.longest_prompt`."""
-        from kitchen_resources.training.pytorch.sizing import model_config
+        from kitchen_resources.training.pytorch.sizing import longest_prompt
 
-        assert self._job.base.folder is not None
-        text = model_config(self._job.base.folder).get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        longest = getattr(self._job.recipe, "max_tokens", 0)
-        return positions - longest if isinstance(positions, int) else None
+        return longest_prompt(self._job)
 
     def _settings(self) -> Any:
         from kitchen_resources.training.local.client import LocalSettings

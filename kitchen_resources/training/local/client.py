@@ -16,6 +16,7 @@ from kitchen_resources.training.port import (
     AdamParams,
     CustomLoss,
     Datum,
+    ExternalState,
     ForwardBackwardResult,
     ModelInput,
     SampledSequence,
@@ -236,7 +237,7 @@ class LocalTrainingClient:
 
     # State.
 
-    def save_state(self, folder: Path) -> "Future[None]":
+    def save_state(self, folder: Path) -> "Future[tuple[ExternalState, ...]]":
         """See `TrainingClient.save_state`."""
         return self._now(lambda: self._save(folder))
 
@@ -253,7 +254,7 @@ class LocalTrainingClient:
         self._closed = True
         self._trained = []
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, folder: Path) -> tuple[ExternalState, ...]:
         from safetensors.torch import save_file
 
         from kitchen_resources.training.pytorch.state import write_optimizer, write_weights
@@ -263,6 +264,7 @@ class LocalTrainingClient:
         write_optimizer(folder, self._optimizer.state_dict())
         save_file(self._rng, folder / RNG)
         (folder / COUNTERS).write_bytes(canonical_json({"steps": self._steps}))
+        return ()
 
     def _load(self, folder: Path, *, weights_only: bool) -> None:
         from safetensors.torch import load_file

@@ -169,7 +169,7 @@ class LoopSession:
 
 def _saved(client: TrainingClient, folder: Path, lines: list[Mapping[str, Any]]) -> SavedState:
     """The client's state, written into a new folder."""
-    client.save_state(folder).result()
+    external = client.save_state(folder).result()
     names = sorted(path.name for path in folder.iterdir())
     records = {}
     if lines:
@@ -180,4 +180,5 @@ def _saved(client: TrainingClient, folder: Path, lines: list[Mapping[str, Any]])
         state_files=[name for name in names if name not in DESCRIBING],
         other_files=[name for name in names if name in DESCRIBING],
         records=records,
+        external=external,
     )

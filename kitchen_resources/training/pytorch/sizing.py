@@ -7,7 +7,7 @@ from typing import Any
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.formulas.memory import state_bytes, training_bytes
 from kitchen_resources.recipes.recipe import Recipe
-from kitchen_resources.training.port import BaseModel, Resolution
+from kitchen_resources.training.port import BaseModel, Resolution, TrainingJob
 from kitchen_resources.training.pytorch import machine
 from kitchen_resources.training.pytorch.models import require_quantization, weight_dtype
 
@@ -22,6 +22,7 @@ def resolve_here(
     algorithm: Mapping[str, int],
     optimizer: str,
     frozen_copies: int,
+    processes: int = 1,
 ) -> Resolution:
     """What a recipe comes to on this machine; see `Trainer.resolve`.
 
@@ -34,6 +35,7 @@ def resolve_here(
         algorithm: See `Resolution`.
         optimizer: Its name in this backend.
         frozen_copies: Copies of the base that are in memory beside the one that is trained.
+        processes: Processes that train together; each has threads of its own.
 
     Raises:
         CapabilityError: It needs something this machine lacks.
@@ -44,6 +46,8 @@ def resolve_here(
     config = model_config(base.folder)
     chosen = machine.choose_device(device)
     count = machine.choose_threads(threads, base.parameters)
+    if threads is None:
+        count = max(1, count // processes)
     precision = machine.choose_precision(recipe, chosen)
     dtype = weight_dtype(recipe, precision)
     trained = trained_parameters(recipe, config, base.parameters)
@@ -55,7 +59,7 @@ def resolve_here(
             "weight_dtype": dtype,
             "attention": machine.choose_attention(recipe, config, chosen),
             "optimizer": optimizer,
-            "world_size": 1,
+            "world_size": processes,
         },
         threads=count,
         device=chosen,
@@ -66,6 +70,13 @@ def resolve_here(
             trained_parameters=trained, stored_weight_bytes=4, moments=0 if recipe.optimizer == "sgd" else 2
         ),
     )
+
+
+def longest_prompt(job: TrainingJob) -> int | None:
+    """Tokens of a prompt behind which the model can write a whole completion; None where its config sets no limit."""
+    assert job.base.folder is not None
+    positions = getattr(model_config(job.base.folder).get_text_config(), "max_position_embeddings", None)
+    return positions - getattr(job.recipe, "max_tokens", 0) if isinstance(positions, int) else None
 
 
 def model_config(folder: Path) -> Any:

@@ -22,11 +22,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 TRAINING_STATE = (OPTIMIZER_TENSORS, OPTIMIZER_VALUES, SCHEDULE, RNG_TENSORS, RNG_VALUES)
 
 
+def is_training_state(name: str) -> bool:
+    """Whether a checkpoint's file holds optimiser, schedule or random numbers, of whichever process."""
+    return name in TRAINING_STATE or name.startswith("rng-")
+
+
 def write_training_state(folder: Path, optimizer: Any, scheduler: Any) -> None:
     """Write the state of optimiser, schedule and random numbers as they are now."""
     write_optimizer(folder, optimizer.state_dict())
     (folder / SCHEDULE).write_bytes(canonical_json(_json_value(scheduler.state_dict())))
-    _write_rng(folder)
+    write_rng(folder, rng_state())
 
 
 def write_weights(folder: Path, model: Any) -> tuple[list[str], list[str]]:
@@ -72,11 +77,13 @@ def _write_adapter(folder: Path, model: Any) -> list[str]:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
     _require_finite(weights)
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = _json_value(model.peft_config["default"].to_dict())
-    config["base_model_name_or_path"] = None
-    config["inference_mode"] = True
-    (folder / ADAPTER_CONFIG).write_bytes(canonical_json(config))
+    (folder / ADAPTER_CONFIG).write_bytes(canonical_adapter_config(model.peft_config["default"].to_dict()))
     return [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
+
+
+def canonical_adapter_config(config: Mapping[str, Any]) -> bytes:
+    """An adapter's config as stored: the same bytes for the same adapter, wherever its base lies."""
+    return canonical_json({**_json_value(config), "base_model_name_or_path": None, "inference_mode": True})
 
 
 def _require_finite(weights: Mapping[str, Any]) -> None:
@@ -122,10 +129,10 @@ def read_optimizer(folder: Path) -> dict[str, Any]:
     return {"state": dict(sorted(state.items())), "param_groups": groups}
 
 
-def _write_rng(folder: Path) -> None:
+def rng_state() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The random states of this process, as tensors and JSON values."""
     import numpy
     import torch
-    from safetensors.torch import save_file
 
     version, words, gauss = random.getstate()
     numbers = numpy.random.get_state(legacy=False)
@@ -136,7 +143,6 @@ def _write_rng(folder: Path) -> None:
     }
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.random.get_rng_state()
-    save_file(tensors, folder / RNG_TENSORS)
     values = {
         "python": {"version": version, "words": list(words), "gauss": gauss},
         "numpy": {
@@ -146,15 +152,28 @@ def _write_rng(folder: Path) -> None:
             "cached": float(numbers["gauss"]),
         },
     }
-    (folder / RNG_VALUES).write_bytes(canonical_json(values))
+    return tensors, values
 
 
-def read_rng(folder: Path) -> dict[str, Any]:
-    """The random states of a checkpoint, as transformers keeps them."""
+def write_rng(folder: Path, state: tuple[dict[str, Any], dict[str, Any]], rank: int = 0) -> None:
+    """Write what `rng_state` gave, as that of one of several processes."""
+    from safetensors.torch import save_file
+
+    tensors, values = state
+    save_file(tensors, folder / _of_rank(RNG_TENSORS, rank))
+    (folder / _of_rank(RNG_VALUES, rank)).write_bytes(canonical_json(values))
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return name.replace("rng", f"rng-{rank}") if rank else name
+
+
+def read_rng(folder: Path, rank: int = 0) -> dict[str, Any]:
+    """The random states of a checkpoint, as transformers keeps them; of one of several processes."""
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / RNG_TENSORS)
-    values = read_json(folder / RNG_VALUES)
+    tensors = load_file(folder / _of_rank(RNG_TENSORS, rank))
+    values = read_json(folder / _of_rank(RNG_VALUES, rank))
     python, numbers = values["python"], values["numpy"]
     keys = tensors["numpy"].numpy().astype("uint32")
     state: dict[str, Any] = {

@@ -214,6 +214,14 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+_DISTRIBUTED = {
+    # Else the last batches of an epoch are filled up with rows that were trained already.
+    "accelerator_config": {"even_batches": False},
+    "average_tokens_across_devices": True,
+    "ddp_find_unused_parameters": False,
+}
+
+
 def check_trainer_args(recipe: Recipe, method: Any) -> list[Problem]:
     """What is wrong with a recipe's `trainer_args`: what the kitchen owns, unknown names, values that can't be.
 
@@ -293,12 +301,14 @@ def training_arguments(
         ConfigError: The config class refuses a value.
     """
     on_cpu = resolution.device == "cpu"
+    processes = resolution.values["world_size"]
     values: dict[str, Any] = {
         "output_dir": str(scratch),
         "num_train_epochs": plan.epochs,
         "max_steps": plan.total_steps if plan.total_steps < plan.epochs * plan.steps_per_epoch else -1,
         "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        # The passes of an optimiser step are shared out, so that it receives the same rows on any number of processes.
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps // processes,
         "learning_rate": recipe.learning_rate,
         "warmup_steps": plan.warmup_steps,
         "weight_decay": recipe.weight_decay,
@@ -323,6 +333,7 @@ def training_arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "log_level": "error",
+        **(_DISTRIBUTED if processes > 1 else {}),
         **method_arguments,
         **recipe.trainer_args,
     }

@@ -13,6 +13,7 @@ from kitchen_resources.errors import TrainingDiverged
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.port import StepMetrics
+from kitchen_resources.training.trl.processes import from_first
 from kitchen_resources.training.trl.trainer import KitchenTrainerMixin
 
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -62,7 +63,7 @@ class EpochWatch(TrainerCallback):  # type: ignore[misc]
         self._seconds = time.perf_counter() - self._trainer.step_started
         control.should_log = True
         inside = state.global_step < self._plan.last_step(self._epoch)
-        if inside and (self._is_due(state.global_step) or self._stopping()):
+        if inside and (from_first(self._is_due(state.global_step)) or self._stopping()):
             control.should_save = True
             self._saved_at = time.monotonic()
         return control

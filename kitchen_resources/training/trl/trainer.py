@@ -12,7 +12,8 @@ from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.attempt import SavedState
 from kitchen_resources.training.plan import TrainingPlan
-from kitchen_resources.training.pytorch.state import write_training_state, write_weights
+from kitchen_resources.training.pytorch.state import rng_state, write_rng, write_training_state, write_weights
+from kitchen_resources.training.trl.processes import gathered, rank
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +92,9 @@ class KitchenTrainerMixin:
         self.step_rows.extend(inputs.pop(ROW_IDS).tolist())
 
     def rows_of_step(self) -> list[int]:
-        """The rows that the optimiser step which is now done has received; the next one starts with none."""
+        """The rows that the optimiser step which is now done has received, on all processes; the next starts with none."""
         rows, self.step_rows = self.step_rows, []
-        return rows
+        return [row for each in gathered(rows) for row in each]
 
     def tokens_of_step(self) -> int:
         """Trained tokens of the optimiser step under way."""
@@ -138,11 +139,18 @@ class KitchenTrainerMixin:
         folder = Path(self.args.output_dir) / f"state-{self.state.global_step}-{self._attempts}"
         self._attempts += 1
         folder.mkdir(parents=True)
+        states = gathered(rng_state())
+        if rank():
+            # The first process writes for all; the others wait for what becomes of it.
+            self._save(SavedState(folder, [], [], {}))
+            return
         weights, others = write_weights(folder, self.accelerator.unwrap_model(self.model))
         before = {path.name for path in folder.iterdir()}
         write_training_state(folder, self.optimizer, self.lr_scheduler)
-        state = sorted(path.name for path in folder.iterdir() if path.name not in before)
-        self._save(SavedState(folder, [*weights, *state], others, self.records()))
+        for number, state in enumerate(states[1:], start=1):
+            write_rng(folder, state, number)
+        written = sorted(path.name for path in folder.iterdir() if path.name not in before)
+        self._save(SavedState(folder, [*weights, *written], others, self.records()))
 
 
 def schedule_factor(recipe: Recipe, plan: TrainingPlan) -> Callable[[int], float]:

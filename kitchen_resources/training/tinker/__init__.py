@@ -1,0 +1,1 @@
+"""A remote service that speaks the Tinker API."""
