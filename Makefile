@@ -13,7 +13,7 @@ KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras doors browser chromium docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers doors browser chromium docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras doors ## make test, and the long tests, the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras peers doors ## make test, and the long tests, the extras, the peers, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -75,6 +75,24 @@ faults: $(SETUP) ## real SIGKILLs of real processes
 
 full: $(SETUP) ## the long tests that make test leaves to make test-all
 	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults tests/unit tests/contract
+
+peers: $(VENV)/.peers $(VENV)/peers/skyrl/.ready ## backends against real servers of theirs, on loopback
+	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 2 --dist loadfile tests/peers
+
+$(VENV)/.peers: $(SETUP)
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,tinker]"
+	@touch $@
+
+# In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
+SKYRL := $(VENV)/peers/skyrl
+$(SKYRL)/.ready: $(SETUP) tests/peers/skyrl-requirements.txt
+	$(PY) -m venv $(SKYRL)
+	$(SKYRL)/bin/pip install --quiet --no-compile -c constraints.txt uv torch==2.13.0
+	$(SKYRL)/bin/pip install --quiet --no-compile --no-deps --ignore-requires-python skyrl==0.4.0
+	$(SKYRL)/bin/pip install --quiet --no-compile -r tests/peers/skyrl-requirements.txt
+	@echo "import typing, typing_extensions; typing.TypedDict = typing_extensions.TypedDict" \
+	  > $$($(SKYRL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/typed_dict.pth
+	@touch $@
 
 extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
 	PYTHONPATH=$(VENV)/extras $(PYTEST) --junitxml=$(RESULTS)/extras.xml tests/extras

@@ -19,6 +19,8 @@ from kitchen_resources.digests import digest_bytes
 from kitchen_resources.storage.collection import collect
 from tests.interleavings import Found, Turns, all_orders, local
 
+pytestmark = pytest.mark.full
+
 NOW = 1_800_000_000.0
 DAY = 24 * 3600.0
 DATA = b"what is stored"

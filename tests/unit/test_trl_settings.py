@@ -8,7 +8,7 @@ import pytest
 from kitchen_resources.training.trl.backend import TrlTrainer
 from tests.training_bench import Bench, TakenOver
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 
 @pytest.fixture(scope="module")

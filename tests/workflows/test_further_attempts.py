@@ -12,6 +12,8 @@ from kitchen_resources.errors import BlobError, ConfigError
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from tests.workflows.conftest import SMALL, Bench
 
+pytestmark = pytest.mark.full
+
 NOOP: dict[str, Any] = {"trainer": {"backend": {"noop": {}}}}
 
 
