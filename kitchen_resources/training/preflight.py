@@ -98,7 +98,7 @@ def check_recipe(launch: Launch) -> None:
     recipe, name = launch.recipe, f"recipe {launch.name}"
     refuse([*check_values(recipe), *_scorer_problems(launch)], name)
     adapter = launch.ports.trainer.adapter
-    _require_capable(recipe, adapter.capabilities())
+    require_capable(recipe, adapter.capabilities())
     refuse(adapter.check(recipe), name)
 
 
@@ -163,7 +163,12 @@ def _scorer_problems(launch: Launch) -> list[Problem]:
     return problems
 
 
-def _require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
+def require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
+    """Refuse what a backend says that it doesn't do.
+
+    Raises:
+        CapabilityError: The first such thing.
+    """
     backend = f"backend {capabilities.backend}"
     if recipe.method not in capabilities.methods:
         methods = ", ".join(sorted(capabilities.methods))

@@ -1,0 +1,52 @@
+"""A SkyRL server for a module's tests, and what is trained on it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitchen_resources.embedded import write_model
+from kitchen_resources.training.tinker.backend import TinkerTrainer
+from tests.peers.skyrl import KEY, SkyRL, skyrl
+
+RANK = 8
+
+
+@pytest.fixture(autouse=True, scope="session")
+def key() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINKER_API_KEY", KEY)
+        patch.delenv("TINKER_BASE_URL", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base that the server serves, which the recipes name."""
+    return write_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[SkyRL]:
+    with skyrl(tmp_path_factory.mktemp("skyrl"), base) as running:
+        yield running
+
+
+@pytest.fixture
+def trainer(server: SkyRL, base: Path) -> Callable[..., TinkerTrainer]:
+    """Makes the backend."""
+
+    def make(**how: Any) -> TinkerTrainer:
+        return TinkerTrainer(str(base), **{"base_url": server.url, "deadline_s": 120.0, **how})
+
+    return make
+
+
+def no_key_in(folder: Path) -> None:
+    """Nothing that was written holds the key."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+    assert os.environ["TINKER_API_KEY"] == KEY
