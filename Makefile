@@ -13,7 +13,7 @@ KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers doors browser chromium docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers backends doors browser chromium docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -76,15 +76,18 @@ faults: $(SETUP) ## real SIGKILLs of real processes
 full: $(SETUP) ## the long tests that make test leaves to make test-all
 	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults tests/unit tests/contract
 
-peers: $(VENV)/.peers $(VENV)/peers/skyrl/.ready ## backends against real servers of theirs, on loopback
+# In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
+SKYRL := $(VENV)/peers/skyrl
+peers: $(VENV)/.peers $(SKYRL)/.ready ## backends against real servers of theirs, on loopback
 	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 2 --dist loadfile tests/peers
+
+backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses side by side
+	OMP_NUM_THREADS=1 $(PY) -m tests.peers.side_by_side
 
 $(VENV)/.peers: $(SETUP)
 	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,tinker]"
 	@touch $@
 
-# In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
-SKYRL := $(VENV)/peers/skyrl
 $(SKYRL)/.ready: $(SETUP) tests/peers/skyrl-requirements.txt
 	$(PY) -m venv $(SKYRL)
 	$(SKYRL)/bin/pip install --quiet --no-compile -c constraints.txt uv torch==2.13.0

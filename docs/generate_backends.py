@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 TEMPLATE = HERE / "backends.template.md"
 PAGE = HERE / "backends.md"
 
-WORKS, NOT_OFFERED = "works", "–"
+WORKS, NOT_OFFERED = "works", "not offered"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.door import describe, recipes, run, validate, workflows
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.results import Compared, RunResult
-from kitchen_assets.shelf import export, prune, storage, verify
+from kitchen_assets.shelf import export, prune, push, storage, verify
 from kitchen_resources.evaluation.scorers import register_scorer
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "export",
     "prune",
+    "push",
     "recipes",
     "register_scorer",
     "run",

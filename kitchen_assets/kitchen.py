@@ -11,6 +11,7 @@ from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
+from kitchen_assets.publishing import hub_push
 from kitchen_assets.references import epoch_references
 from kitchen_assets.sensors import run_sensors
 from kitchen_assets.workflows import WORKFLOWS
@@ -95,7 +96,7 @@ class Kitchen:
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[*jobs, storage_cleanup],
+            jobs=[*jobs, storage_cleanup, hub_push],
             schedules=[
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,

@@ -1,4 +1,4 @@
-"""What is on the shelf: exporting models, the room that things take, freeing it, and whether all is sound."""
+"""What is on the shelf: exporting and publishing models, the room that things take, freeing it, and whether all is sound."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -7,12 +7,14 @@ from pathlib import Path
 from kitchen_resources.blobs.listing import Uploads
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.blobs.resource import default_store, open_store
-from kitchen_resources.blobs.workplace import remove_abandoned
+from kitchen_resources.blobs.workplace import remove_abandoned, workplace
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.lease import acquire, is_free
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import BlobError, ConfigError, LeaseHeld
+from kitchen_resources.hub.push import Pushed, push_folder
+from kitchen_resources.registry.card import model_card
 from kitchen_resources.registry.port import ModelRegistry, ModelVersion
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.storage.collection import collect
@@ -63,10 +65,51 @@ def export(source: str, target: str | Path, merged: bool = True, *, blobs: BlobS
         )
     if len(runs) == 1 and which.isdecimal():
         return export_stored_checkpoint(checkpoints, runs[0], int(which), folder, merged=merged)
-    version = _version(StoreRegistry(store), name, which)
+    version = _version(StoreRegistry(store), name, which, "export")
     if (version.model.kind == "adapter") == (not merged):
         return write_model_folder(checkpoints.content, version.model, folder)
     return export_stored_checkpoint(checkpoints, version.fingerprint, version.step, folder, merged=merged)
+
+
+def push(
+    source: str,
+    repo_id: str,
+    *,
+    private: bool = True,
+    branch: str = "main",
+    merged: bool = True,
+    blobs: BlobStore | None = None,
+    registry: ModelRegistry | None = None,
+) -> Pushed:
+    """Publish a registered version on a hub, with a model card of what was measured and what it is made of.
+
+    The token is huggingface_hub's own (`HF_TOKEN`, or `hf auth login`).
+
+    Args:
+        source: A registered version, `name@3`, `name@candidate` or `name@production`.
+        repo_id: `organisation/name`; made when it isn't there.
+        private: Whether only its members see a repository that is made now.
+        branch: Branch to push to; made when it isn't there.
+        merged: Whole weights; else the LoRA adapter alone.
+        blobs: The store; by default the one that runs use.
+        registry: Where model versions are; by default in the store.
+
+    Raises:
+        ConfigError: There is no such version, or `repo_id` isn't the name of a repository.
+        RegistryError: There is no such version.
+        HubError: The hub refuses it, or is away.
+    """
+    store = blobs or open_store(default_store())
+    name, _, which = source.partition("@")
+    version = _version(registry or StoreRegistry(store), name, which, "push")
+    if version.simulated:
+        raise ConfigError("is simulated and has no weights", where=source, fix="train it with a real backend")
+    with workplace(store.scratch(), "push") as place:
+        folder = export(f"{name}@{version.version}", place / "model", merged, blobs=store)
+        card = model_card(version, kind="merged" if merged else "adapter")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        message = f"{name}, version {version.version} (run {version.fingerprint[:12]}, step {version.step})"
+        return push_folder(folder, repo_id, branch=branch, private=private, message=message)
 
 
 @dataclass(frozen=True)
@@ -299,10 +342,8 @@ def _listed(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps))
 
 
-def _version(registry: StoreRegistry, name: str, which: str) -> ModelVersion:
+def _version(registry: ModelRegistry, name: str, which: str, where: str) -> ModelVersion:
     number = int(which) if which.isdecimal() else registry.alias(name, which)
     if number is None:
-        raise ConfigError(
-            f"model {name!r} has no alias {which!r}", where="export", fix=f"{name}@candidate, or a number"
-        )
+        raise ConfigError(f"model {name!r} has no alias {which!r}", where=where, fix=f"{name}@candidate, or a number")
     return registry.get(name, number)

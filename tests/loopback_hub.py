@@ -19,8 +19,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import _tree_cache, close_session, constants
 
+from tests.hub_writes import HubWrites
+
 LARGE = (".safetensors", ".parquet", ".bin")
 _API = re.compile(r"/api/(models|datasets)/(.+?)/(revision|tree)/([^/]+)")
+_INFO = re.compile(r"/api/models/([^/]+/[^/]+)")
 _RESOLVE = re.compile(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)")
 
 
@@ -78,6 +81,8 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.page_size = 1000
+        self.uploads: dict[str, bytes] = {}
+        self.messages: list[str] = []
         self.endpoint = ""
         self.cdn = ""
         self._lock = threading.Lock()
@@ -104,7 +109,7 @@ class LoopbackHub:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(HubWrites, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
     hub: LoopbackHub
@@ -116,6 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -125,9 +136,15 @@ class _Handler(BaseHTTPRequestHandler):
         ranged = self.headers.get("Range", "")
         self.fault = self.hub.record(Asked(self.name, self.command, self.path, self.token, ranged, agent))
         if self.fault and self.fault.status:
+            if self.command in ("POST", "PUT"):
+                self.body()
             self._answer(self.fault.status, self.fault.body, self.fault.headers)
+        elif self.command in ("POST", "PUT"):
+            self.serve_write(self.command)
         elif self.name == "cdn":
             self._serve_large(self.path.rpartition("/")[2])
+        elif found := _INFO.fullmatch(urlsplit(self.path).path):
+            self._serve_api("models", found[1], "revision", "main")
         elif found := _API.fullmatch(urlsplit(self.path).path):
             kind, repo_id, verb, revision = found.groups()
             self._serve_api(kind, repo_id, verb, unquote(revision))

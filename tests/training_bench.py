@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kitchen_resources.blobs.content import StoredFile
@@ -142,8 +143,9 @@ class TakenOver(Exception):
 class Bench:
     """Makes jobs for one backend, and trains them epoch by epoch."""
 
-    def __init__(self, trainer: Trainer, folder: Path) -> None:
+    def __init__(self, trainer: Trainer, folder: Path, fields: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.trainer = trainer
+        self.fields = fields
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.rows = folder / "rows.parquet"
@@ -151,7 +153,7 @@ class Bench:
         self._attempts = 0
 
     def job(self, **fields: Any) -> TrainingJob:
-        recipe = bind(SupervisedRecipe, {**SMALL, **fields}, RecipeDefinition(name="small"))
+        recipe = bind(SupervisedRecipe, {**SMALL, **self.fields, **fields}, RecipeDefinition(name="small"))
         base = resolve_base(recipe.model, self.folder / "cache")
         self._attempts += 1
         scratch = self.folder / f"scratch-{self._attempts}"

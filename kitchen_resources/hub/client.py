@@ -5,13 +5,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from kitchen_resources.errors import HubError
 from kitchen_resources.hub.failures import Failures, client_errors
 from kitchen_resources.hub.patience import LIBRARY_NAME, bound_waits
-from kitchen_resources.hub.repo import Repo, is_commit
+from kitchen_resources.hub.repo import DEFAULT_REVISION, Repo, is_commit
 from kitchen_resources.hub.settings import HubSettings
 
 T = TypeVar("T")
@@ -21,6 +22,15 @@ _RESOLVE_TIMEOUT_S = 10.0
 # The client repeats every request but the GET of a file that answers 5xx, which storage servers do when they
 # are busy. These are the waits that it makes for the others; what has arrived by then is not asked for again.
 _FILE_WAITS_S = (1, 2, 4, 8, 8)
+# What a model consists of; other files of a repository are its owners'.
+_OF_A_MODEL = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "adapter/*",
+    "*tokenizer*",
+    "*.jinja",
+)
 # A character that HTTP refuses in a header makes the client quote the whole header, token included.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -74,6 +84,40 @@ class HubClient:
             again: Replace files that are there already.
         """
         self._call(lambda: self._download(commit, patterns, again))
+
+    def push(self, folder: Path, *, private: bool, message: str) -> tuple[str, bool]:
+        """Make the branch hold a folder, as one commit; the repository and the branch are made when they aren't there.
+
+        Returns:
+            The commit, and whether the repository was there before.
+        """
+        if not self.failures.token:
+            raise HubError(
+                "publishing needs a token",
+                where=self.repo.title,
+                fix="export HF_TOKEN=… (one that may write), or type: hf auth login",
+            )
+        return self._call(lambda: self._push(folder, private, message))
+
+    def _push(self, folder: Path, private: bool, message: str) -> tuple[str, bool]:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.settings.endpoint, library_name=LIBRARY_NAME)
+        repo_id, branch = self.repo.repo_id, self.repo.revision
+        existed = api.repo_exists(repo_id, repo_type=self.repo.kind)
+        if not existed:
+            api.create_repo(repo_id, repo_type=self.repo.kind, private=private, exist_ok=True)
+        if branch != DEFAULT_REVISION:
+            api.create_branch(repo_id, repo_type=self.repo.kind, branch=branch, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            repo_type=self.repo.kind,
+            folder_path=folder,
+            revision=branch,
+            commit_message=message,
+            delete_patterns=list(_OF_A_MODEL),
+        )
+        return done.oid, existed
 
     def _resolve(self, hurried: bool) -> str:
         import httpx2

@@ -13,6 +13,9 @@ RESERVED = frozenset({*RESOURCE_KEYS, "io_manager", "epoch_references"})
 CLEANUP_JOB = "storage_cleanup"
 """The job that every location has besides those of its recipes, and so no name of a recipe."""
 
+PUSH_JOB = "hub_push"
+"""Another such job: it publishes a model on a hub."""
+
 JOB_SUFFIXES = {
     "_promote": "a promotion job",
     "_evaluate_checkpoint": "an evaluation job",
@@ -47,6 +50,8 @@ def _taken(name: str) -> str:
         return "is the key of a resource"
     if name == CLEANUP_JOB:
         return "is the name of the job that clears the store"
+    if name == PUSH_JOB:
+        return "is the name of the job that publishes a model"
     if keyword.iskeyword(name):
         # Dagster hands resources over as a named tuple, whose fields can't be keywords.
         return "is a keyword of Python"

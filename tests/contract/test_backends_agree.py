@@ -1,6 +1,6 @@
 """Backends that train really train the same: from one start, on the same rows, to the same numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from tests.training_bench import Bench, Shelf
 
 pytestmark = pytest.mark.heavy
 
-OTHERS: Mapping[str, Callable[[], Trainer]] = {"local": lambda: LocalTrainer(device="cpu", threads=1)}
+OTHERS: Mapping[str, Callable[[], Trainer]] = {
+    "local": lambda: LocalTrainer(device="cpu", threads=1),
+    "trl, 2 processes": lambda: TrlTrainer(device="cpu", threads=1, processes=2),
+}
 LOSS, NORM = 1.0e-6, 1.0e-4
 """Relative tolerances. Measured over ten steps: 1.5e-7 of the loss, 1e-5 of the gradient norm."""
 
@@ -30,6 +33,20 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "not clipped": {"max_grad_norm": 0.0},
     "weight decay, no accumulation": {"weight_decay": 0.1, "gradient_accumulation_steps": 1},
 }
+
+
+SHARED = {"batch_size": 1, "gradient_accumulation_steps": 4}
+"""The same steps, in passes that two processes can share."""
+
+
+def others(cases: Iterable[str], *, not_shared: str = "") -> list[Any]:
+    """Backends and cases; two processes take long to start, and share no single pass."""
+    return [
+        pytest.param(name, case, marks=pytest.mark.full if "processes" in name else ())
+        for name in OTHERS
+        for case in cases
+        if not ("processes" in name and case == not_shared)
+    ]
 
 
 def reference() -> Trainer:
@@ -47,12 +64,11 @@ def check_alike(ours: list[StepMetrics], theirs: list[StepMetrics]) -> None:
     assert ours[-1].loss != ours[0].loss
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("case", SUPERVISED)
+@pytest.mark.parametrize(("name", "case"), others(SUPERVISED, not_shared="weight decay, no accumulation"))
 def test_losses_and_gradients_are_alike_over_ten_updates(tmp_path: Path, name: str, case: str) -> None:
     steps = {}
     for backend, make in (("trl", reference), (name, OTHERS[name])):
-        bench = Bench(make(), tmp_path / backend)
+        bench = Bench(make(), tmp_path / backend, SHARED if "processes" in name else {})
         shelf = bench.shelf()
         job = bench.job(epochs=4, max_steps=10, **SUPERVISED[case])
         bench.train(job, shelf, list(range(1, job.plan.epochs + 1)))
@@ -61,15 +77,15 @@ def test_losses_and_gradients_are_alike_over_ten_updates(tmp_path: Path, name: s
     check_alike(steps[name], steps["trl"])
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "LoRA"])
-def test_preferences_are_alike(tmp_path: Path, name: str, lora: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(("name", "case"), others(["full", "LoRA"]))
+def test_preferences_are_alike(tmp_path: Path, name: str, case: str) -> None:
     fields = {
         "epochs": 2,
         "batch_size": 2,
+        "gradient_accumulation_steps": 2,
         "learning_rate": 1.0e-3,
         "max_rows": 8,
-        "lora": lora,
+        "lora": SUPERVISED[case].get("lora"),
         "max_grad_norm": 1.0,
     }
     steps = {}

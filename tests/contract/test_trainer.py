@@ -5,7 +5,7 @@ A backend joins by a line in `BACKENDS`. What a backend doesn't claim in its cap
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,14 @@ BACKENDS: dict[str, Callable[[], Trainer]] = {
     "noop": NoopTrainer,
     "trl": lambda: TrlTrainer(device="cpu", threads=1),
     "local": lambda: LocalTrainer(device="cpu", threads=1),
+    "trl, 2 processes": lambda: TrlTrainer(device="cpu", threads=1, processes=2),
 }
+
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    # The same four rows a step, in passes that two can share.
+    "trl, 2 processes": {"batch_size": 1, "gradient_accumulation_steps": 4}
+}
+"""Fields without which a backend can't train the small job."""
 
 
 @dataclass
@@ -56,14 +63,16 @@ class Backend:
 
 
 def params(names: Iterable[str]) -> list[Any]:
-    """Backends as parameters; those that load libraries run after the fast tests."""
-    return [pytest.param(name, marks=() if name == "noop" else pytest.mark.heavy) for name in names]
+    """Backends as parameters; those that load libraries run after the fast tests, those that start processes longer."""
+    marks: dict[str, Any] = {"noop": (), "trl, 2 processes": [pytest.mark.heavy, pytest.mark.full]}
+    return [pytest.param(name, marks=marks.get(name, pytest.mark.heavy)) for name in names]
 
 
 @pytest.fixture(scope="module", params=params(BACKENDS))
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     name: str = request.param
-    return Backend(name, Bench(BACKENDS[name](), tmp_path_factory.mktemp(name) / "bench"))
+    bench = Bench(BACKENDS[name](), tmp_path_factory.mktemp("trainer") / "bench", FIELDS.get(name, {}))
+    return Backend(name, bench)
 
 
 def who(claims: Callable[[Capabilities], bool]) -> pytest.MarkDecorator:
@@ -89,7 +98,7 @@ def test_it_is_a_trainer(backend: Backend) -> None:
 
 def test_capabilities(backend: Backend) -> None:
     can = backend.capabilities
-    assert can.backend == backend.name
+    assert can.backend == backend.name.partition(",")[0]
     assert "supervised" in can.methods
     assert can.step_checkpoints <= can.methods
     assert can.resume in ("exact", "state", "none")

@@ -1,0 +1,292 @@
+"""Whole runs on a real server of the Tinker API: what is registered, resumed, refused and never written down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+import kitchen_assets as kitchen
+from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.checkpoints.head import Head
+from kitchen_resources.checkpoints.store import CheckpointStore
+from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
+from tests.peers.conftest import no_key_in
+from tests.peers.skyrl import SkyRL, skyrl
+from tests.tiny_models import load_plain
+
+SMALL: Mapping[str, Any] = {
+    "max_rows": 40,
+    "held_out": "8",
+    "max_length": 96,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 1.0e-2,
+    "lora": {"rank": 8},
+    "evaluations": [],
+    "eval_every": 1,
+}
+"""Two epochs of four steps."""
+
+
+class Bench:
+    """A store, and runs on a server."""
+
+    def __init__(self, folder: Path, server: SkyRL, base: Path) -> None:
+        self.folder = folder
+        self.server = server
+        self.base = base
+
+    @property
+    def store(self) -> CheckpointStore:
+        return CheckpointStore(LocalBlobs(self.folder / "store"))
+
+    def resources(self, **backend: Any) -> dict[str, Any]:
+        tinker = {"base_model": str(self.base), "base_url": self.server.url, "request_deadline_s": 60.0, **backend}
+        return {
+            "blobs": {"store": {"local": {"path": str(self.folder / "store")}}},
+            "telemetry": {"console": False, "jsonl": str(self.folder / "events.jsonl")},
+            "trainer": {"backend": {"tinker": tinker}},
+        }
+
+    def config(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {**SMALL, "model": str(self.base), **fields}
+
+    def run(
+        self, fields: Mapping[str, Any] | None = None, recipe: str = "supervised", **backend: Any
+    ) -> kitchen.RunResult:
+        home = self.folder / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        with dg.DagsterInstance.local_temp(str(home)) as instance:
+            return kitchen.run(recipe, self.config(fields or {}), self.resources(**backend), instance=instance)
+
+    def head(self) -> Head:
+        (fingerprint,) = self.store.find("")
+        return self.store.head(fingerprint)
+
+    def losses(self) -> dict[int, float]:
+        """The last loss that was reported of each step."""
+        lines = (self.folder / "events.jsonl").read_text().splitlines()
+        events = (json.loads(line) for line in lines)
+        return {
+            event["metadata"]["step"]: event["measurements"]["loss"]
+            for event in events
+            if event["event"] == "training.step"
+        }
+
+
+@pytest.fixture
+def bench(tmp_path: Path, server: SkyRL, base: Path) -> Iterator[Bench]:
+    found = Bench(tmp_path, server, base)
+    yield found
+    no_key_in(tmp_path)
+    assert "a-key-for-the-tests" not in server.log
+
+
+def test_a_run_learns_and_what_it_made_is_like_any_other(bench: Bench) -> None:
+    result = bench.run()
+    losses = bench.losses()
+    assert sorted(losses) == list(range(1, 9))
+    assert sum(losses[step] for step in (7, 8)) < sum(losses[step] for step in (1, 2)) - 0.2
+
+    head = bench.head()
+    entries = head.entries()
+    assert [(entry.step, entry.epoch_complete) for entry in entries] == [(4, True), (8, True)]
+    for entry in entries:
+        manifest = bench.store.manifest(entry)
+        (state,) = manifest.external
+        assert state.uri.startswith("tinker://")
+        assert state.expires > "2026"
+        assert state.probe_loss is not None
+        assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "tinker.json"}
+        rows = bench.store.ledger(manifest)
+        assert sorted(row for step in rows for row in step) == sorted({row for step in rows for row in step})
+        assert sum(map(len, rows)) == 32
+    # What is measured here, of the adapter that was downloaded, is what was trained there.
+    measured = [next(iter(entry.evaluations.values())).metrics for entry in entries]
+    losses_held_out = [metrics["held_out/loss"] for metrics in measured]
+    assert losses_held_out[1] < losses_held_out[0] < 6.0
+    assert result.evaluation is not None
+
+    plain = load_plain(Path(result.model_path))
+    assert sum(weight.numel() for weight in plain.parameters()) > 100_000
+
+    again = bench.run()
+    assert again.fingerprint == result.fingerprint
+    assert again.steps_done == 0
+    assert len(bench.losses()) == 8
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
+    program = (
+        "import json, sys, kitchen_assets as kitchen; config, resources = json.loads(sys.argv[1]);"
+        "kitchen.run('supervised', config, resources)"
+    )
+    given = json.dumps([bench.config({"checkpoint_steps": 2}), bench.resources()])
+    env = {**os.environ, "DAGSTER_HOME": str(bench.folder)}
+    (bench.folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with (bench.folder / "killed.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", program, given], env=env, stdout=log, stderr=log)
+        while not bench.store.find("") or len(bench.head().entries()) < 3:
+            assert process.poll() is None, (bench.folder / "killed.log").read_text()[-3000:]
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    before = {entry.step: entry.state_digest for entry in bench.head().entries()}
+    result = bench.run({"checkpoint_steps": 2, "lease_wait_s": 120.0})
+    entries = {entry.step: entry.state_digest for entry in bench.head().entries()}
+    assert sorted(entries) == [2, 4, 6, 8]
+    assert {step: entries[step] for step in before} == before
+    assert result.steps_done == 8 - max(before)
+    assert min(bench.losses()) == 1
+    for epoch, end in ((1, 4), (2, 8)):
+        entry = bench.head().at(end)
+        assert entry is not None
+        rows = [row for step in bench.store.ledger(bench.store.manifest(entry)) for row in step]
+        assert len(set(rows)) == len(rows) == 32, epoch
+
+
+def test_reinforcement_on_samples_of_the_service(bench: Bench) -> None:
+    result = bench.run(
+        {
+            "environment": {"name": "arithmetic", "args": {"count": 6}, "workers": 1},
+            "steps_per_epoch": 2,
+            "group_size": 4,
+            "groups_per_batch": 2,
+            "max_tokens": 4,
+            "epochs": 1,
+            "held_out": "0",
+            "eval_every": 0,
+            "loss_type": "dapo",
+            "rewards": [{"name": "length_penalty", "args": {}, "weight": 1.0}],
+        },
+        recipe="reinforcement",
+    )
+    assert result.steps_done == 2
+    (entry,) = bench.head().entries()
+    manifest = bench.store.manifest(entry)
+    assert len(bench.store.transcript(manifest)) > 0
+    assert "reward" in manifest.metrics
+
+
+def test_distillation_on_policy_with_a_teacher_on_this_machine(bench: Bench, tmp_path: Path) -> None:
+    from tests.tiny_models import write_tiny_model
+
+    teacher = write_tiny_model(tmp_path / "teacher", seed=0, scale=2.0)
+    bench.run(
+        {
+            "mode": "on_policy",
+            "teacher": str(teacher),
+            "max_tokens": 8,
+            "epochs": 3,
+            "held_out": "0",
+            "eval_every": 0,
+            "divergence": 1.0,
+        },
+        recipe="distillation",
+    )
+    losses = [bench.store.manifest(entry).metrics["reverse_kl"] for entry in bench.head().entries()]
+    assert losses[-1] < losses[0]
+
+
+def test_a_preference_run(bench: Bench) -> None:
+    bench.run(
+        {
+            "dataset": "embedded:date_pairs",
+            "max_rows": 24,
+            "beta": 0.5,
+            "epochs": 2,
+            "learning_rate": 1.0e-2,
+            "held_out": "0",
+            "eval_every": 0,
+        },
+        recipe="preference",
+    )
+    first, last = (bench.store.manifest(entry).metrics for entry in bench.head().entries())
+    assert last["loss"] < first["loss"] < 0.75
+    assert last["margin"] > first["margin"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora": None}, "doesn't train the whole model"),
+        ({"lora": {"rank": 8, "alpha": 16}}, "lora.alpha: must be 32 on this backend"),
+        ({"lora": {"rank": 8, "dropout": 0.1}}, "lora.dropout: must be 0.0 on this backend"),
+        ({"precision": "bf16"}, "precision: is the service's own affair"),
+        ({"lora": {"rank": 8}, "quantization": "4bit"}, "has no 4bit base"),
+    ],
+)
+def test_what_the_service_cannot_do_is_refused_before_any_work(
+    bench: Bench, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((CapabilityError, ConfigError), match=message):
+        bench.run(fields)
+    assert bench.store.find("") == []
+
+
+def test_another_base_than_it_serves_is_refused(bench: Bench) -> None:
+    with pytest.raises(CapabilityError, match="no base model 'Qwen/Qwen3-8B'"):
+        bench.run(base_model="Qwen/Qwen3-8B")
+
+
+# The peer is lost.
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, base: Path) -> Iterator[SkyRL]:
+    with skyrl(tmp_path / "skyrl", base) as running:
+        yield running
+
+
+def _at_step(bench: Bench, step: int, do: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as a step was reported, beside the run."""
+
+    def watch() -> None:
+        while not (bench.folder / "events.jsonl").is_file() or step not in bench.losses():
+            time.sleep(0.02)
+        do()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, own_server: SkyRL, base: Path) -> None:
+    bench = Bench(tmp_path, own_server, base)
+
+    def restart() -> None:
+        own_server.kill()
+        own_server.start()
+
+    thread = _at_step(bench, 3, restart)
+    result = bench.run({"checkpoint_steps": 2, "epochs": 3}, request_deadline_s=40.0)
+    thread.join()
+    assert sorted(entry.step for entry in bench.head().entries()) == [2, 4, 6, 8, 10, 12]
+    assert result.evaluation is not None
+    losses = bench.losses()
+    assert losses[12] < losses[1] - 0.2
+
+
+def test_a_server_that_stays_away_ends_the_run_with_an_error_that_can_be_mended(
+    tmp_path: Path, own_server: SkyRL, base: Path
+) -> None:
+    bench = Bench(tmp_path, own_server, base)
+    thread = _at_step(bench, 5, own_server.kill)
+    with pytest.raises(BackendError) as told:
+        bench.run(request_deadline_s=4.0)
+    thread.join()
+    assert told.value.mendable
+    assert [entry.step for entry in bench.head().entries()] == [4]
+    own_server.start()
+    result = bench.run()
+    assert [entry.step for entry in bench.head().entries()] == [4, 8]
+    assert result.steps_done == 4
