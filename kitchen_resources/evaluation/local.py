@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kitchen_resources.errors import ConfigError, EvaluationError, OutOfMemory
@@ -16,7 +17,7 @@ from kitchen_resources.evaluation.port import (
     Task,
 )
 from kitchen_resources.evaluation.sampling import generate
-from kitchen_resources.evaluation.scorers import Scorer, find_scorer, wrong_options
+from kitchen_resources.evaluation.scorers import Scorer, asks_question, find_scorer, wrong_options
 from kitchen_resources.formulas.metrics import mean_interval, wilson_interval
 from kitchen_resources.formulas.scoring import Score
 from kitchen_resources.numerics import preserved_numerics
@@ -129,28 +130,35 @@ def _answer(model: Any, tokenizer: Any, task: EvaluationTask) -> list[str]:
 
 def _score(scorer: Scorer, task: EvaluationTask, answers: Sequence[str]) -> list[Score]:
     """The score of each answer; whatever is wrong names the row."""
-    scores: list[Score] = []
-    for question, answer in zip(task.questions, answers, strict=True):
-        where = f"evaluation {task.name}, {question.where}"
-        try:
-            score = scorer(answer.strip(), (question.expected or "").strip(), **task.scorer_args)
-        except ConfigError:
-            # The options are wrong, and not the row.
-            raise
-        except EvaluationError as error:
-            raise EvaluationError(error.what, where=where, fix=error.fix) from error
-        except Exception as error:
-            raise EvaluationError(
-                f"the scorer {task.scorer} failed: {error!r}", where=where, fix="correct the scorer or the row"
-            ) from error
-        if not isinstance(score, Score) or not math.isfinite(score.score):
-            raise EvaluationError(
-                f"the scorer {task.scorer} returned {score!r}",
-                where=where,
-                fix="return kitchen_resources.formulas.scoring.Score(score, passed), with a finite score",
-            )
-        scores.append(score)
-    return scores
+    rows = list(zip(task.questions, answers, strict=True))
+    at_once = getattr(scorer, "concurrency", 1)
+    if at_once == 1:
+        return [_score_row(scorer, task, question, answer) for question, answer in rows]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda row: _score_row(scorer, task, *row), rows))
+
+
+def _score_row(scorer: Scorer, task: EvaluationTask, question: Question, answer: str) -> Score:
+    where = f"evaluation {task.name}, {question.where}"
+    asked = {"question": question.prompt} if asks_question(scorer) else {}
+    try:
+        score = scorer(answer.strip(), (question.expected or "").strip(), **asked, **task.scorer_args)
+    except ConfigError:
+        # The options are wrong, and not the row.
+        raise
+    except EvaluationError as error:
+        raise EvaluationError(error.what, where=where, fix=error.fix) from error
+    except Exception as error:
+        raise EvaluationError(
+            f"the scorer {task.scorer} failed: {error!r}", where=where, fix="correct the scorer or the row"
+        ) from error
+    if not isinstance(score, Score) or not math.isfinite(score.score):
+        raise EvaluationError(
+            f"the scorer {task.scorer} returned {score!r}",
+            where=where,
+            fix="return kitchen_resources.formulas.scoring.Score(score, passed), with a finite score",
+        )
+    return score
 
 
 def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], task: EvaluationTask) -> list[str]:

@@ -158,7 +158,7 @@ def lines_of_a_launch(root: Path) -> int:
     return int(lines)
 
 
-@pytest.mark.parametrize("least", [110, pytest.param(250, marks=pytest.mark.full)])
+@pytest.mark.parametrize("least", [110, pytest.param(140, marks=pytest.mark.full)])
 def test_killed_at_any_line_it_ends_as_undisturbed(
     tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +182,7 @@ def test_killed_at_any_line_it_ends_as_undisturbed(
         )
 
 
-@pytest.mark.parametrize("least", [30, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("least", [30, pytest.param(60, marks=pytest.mark.full)])
 def test_killed_from_outside_it_ends_as_undisturbed(
     tmp_path: Path, least: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,9 @@ from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
-from kitchen_resources.training import events, noop
+from kitchen_resources.training import attempt, events, noop
 from kitchen_resources.training.port import TrainingJob
 from kitchen_resources.training.run import TrainingRun
-from kitchen_resources.training.trl import session
 from kitchen_resources.training.trl.backend import TrlTrainer
 from kitchen_resources.training.trl.sampling import BlockSampler
 from tests.engine import Planted, Told
@@ -369,7 +368,7 @@ def test_without_the_guard_the_ledger_still_holds_what_was_received_and_the_run_
     case = CASES[name]
     with monkeypatch.context() as patched:
         case.plant(patched, change, case.at)
-        for module in (session, events):
+        for module in (attempt, events):
             patched.setattr(module, "require_planned", lambda *args, **kwargs: None)
         with pytest.raises(LedgerError) as stopped:
             run(bench, case)
