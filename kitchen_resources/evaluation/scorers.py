@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kitchen_resources.errors import ConfigError, KitchenError
+from kitchen_resources.evaluation.harness import SCORER as HARNESS
+from kitchen_resources.evaluation.harness import wrong_harness_options
 from kitchen_resources.evaluation.judge import judge, wrong_judge_options
 from kitchen_resources.formulas.scoring import BUILT_IN, Score
 
@@ -25,7 +27,7 @@ def register_scorer(name: str, scorer: Scorer) -> None:
     Raises:
         ConfigError: The name is taken by another one.
     """
-    known = _known(name)
+    known = wrong_harness_options if name == HARNESS else _known(name)
     if known is not None and known is not scorer:
         raise ConfigError(f"the scorer {name!r} exists already", where="register_scorer", fix="choose another name")
     _registered[name] = scorer
@@ -39,7 +41,7 @@ def find_scorer(name: str) -> Scorer:
     """
     scorer = _known(name)
     if scorer is None:
-        names = ", ".join(sorted({*BUILT_IN, *_MORE, *_registered}))
+        names = ", ".join(sorted({*BUILT_IN, *_MORE, HARNESS, *_registered}))
         raise ConfigError(
             f"there is no scorer {name!r}",
             where="evaluations.scorer",
@@ -59,6 +61,8 @@ def _known(name: str) -> Scorer | None:
 
 def wrong_options(name: str, options: Mapping[str, Any]) -> str | None:
     """What is wrong with a scorer's options, or None. Values are tried on a built-in scorer; yours is only read."""
+    if name == HARNESS:
+        return wrong_harness_options(options)
     parameters = list(inspect.signature(find_scorer(name)).parameters.values())[2:]
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = [name for name in named if name != "question"]

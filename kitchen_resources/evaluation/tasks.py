@@ -12,6 +12,8 @@ from kitchen_resources.datasets.questions import question_of
 from kitchen_resources.datasets.rows import normalized_examples
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import ConfigError, DataError
+from kitchen_resources.evaluation.harness import SCORER as HARNESS
+from kitchen_resources.evaluation.harness import harness_task
 from kitchen_resources.evaluation.held_out import (
     HELD_OUT,
     METHODS_WITHOUT_ANSWERS,
@@ -52,7 +54,10 @@ def make_tasks(launch: Launch, folder: Path) -> list[Task]:
     held_out = _held_out_rows(launch, folder)
     tasks: list[Task] = [] if held_out is None else measures_of_method(launch, held_out)
     for evaluation in evaluations:
-        if evaluation.dataset != HELD_OUT:
+        if evaluation.scorer == HARNESS:
+            limit, size = evaluation.samples, evaluation.batch_size
+            tasks.append(harness_task(evaluation.name, evaluation.scorer_args, limit=limit, batch_size=size))
+        elif evaluation.dataset != HELD_OUT:
             tasks.append(_task_on_other_rows(launch, evaluation))
         elif held_out is None:
             raise ConfigError("no rows are held out", where=f"evaluations.{evaluation.name}", fix='held_out: "0.1"')
@@ -71,7 +76,8 @@ def _held_out_rows(launch: Launch, folder: Path) -> HeldOutRows | None:
     split = launch.prepared.held_out
     if split is None:
         return None
-    own = (each for each in launch.recipe.evaluations if each.name == each.dataset == HELD_OUT)
+    evaluations = launch.recipe.evaluations
+    own = (each for each in evaluations if each.name == each.dataset == HELD_OUT and each.scorer != HARNESS)
     path = fetch_split(launch.content, split, folder / f"{split.blob}.parquet")
     return HeldOutRows(split, path, next(own, None))
 

@@ -46,7 +46,7 @@ class EvaluationConfig(Block):
     )
     scorer: str = recipe_field(
         "exact_match",
-        "Registered name of the scorer: exact_match, contains, regex, numeric, token_f1, judge, or your own.",
+        "Registered name of the scorer: exact_match, contains, regex, numeric, token_f1, judge, lm_eval, or your own.",
         moves="nothing",
     )
     scorer_args: Dict[str, Any] = recipe_field({}, "Options of the scorer.", moves="nothing")
