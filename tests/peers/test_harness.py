@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness, the real one, as evaluations of a recipe."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ ROWS = [{"question": f"copy {n}:", "choices": [f" {n}", " x", " y"], "label": n 
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tasks"
     folder.mkdir()
     for name, text in TASKS.items():
@@ -52,7 +51,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("KITCHEN_HARNESS_TASKS", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    yield folder
+    return folder
 
 
 def _run(tmp_path: Path, *evaluations: dict[str, Any], **fields: Any) -> kitchen.RunResult:
@@ -88,13 +87,13 @@ def test_a_task_measures_the_model_and_its_base(tasks: Path, tmp_path: Path, lor
         },
         lora=lora,
     )
-    assert result.evaluation is not None
-    measured = result.evaluation.trained
+    measured = result.evaluation
     for name, metric, rows in (("copies", "acc", 12), ("writes", "exact_match", 5)):
         counted = measured[f"{name}/lm_eval"]
-        assert counted == measured[f"{name}/{metric}"]
-        assert 0.0 <= counted <= 1.0, (name, rows)
-    assert result.evaluation.base.keys() >= {"copies/lm_eval", "writes/lm_eval"}
+        assert counted.value == measured[f"{name}/{metric}"].value
+        assert counted.n == rows
+        assert 0.0 <= counted.value <= 1.0
+        assert counted.base is not None
 
 
 def test_what_is_wrong_is_refused_before_any_work(

@@ -121,7 +121,7 @@ def test_a_run_learns_and_what_it_made_is_like_any_other(bench: Bench) -> None:
 
     again = bench.run()
     assert again.fingerprint == result.fingerprint
-    assert again.steps_done == 0
+    assert again.optimizer_steps == 0
     assert len(bench.losses()) == 8
 
 
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
     entries = {entry.step: entry.state_digest for entry in bench.head().entries()}
     assert sorted(entries) == [2, 4, 6, 8]
     assert {step: entries[step] for step in before} == before
-    assert result.steps_done == 8 - max(before)
+    assert result.optimizer_steps == 8 - max(before)
     assert min(bench.losses()) == 1
     for epoch, end in ((1, 4), (2, 8)):
         entry = bench.head().at(end)
@@ -170,7 +170,7 @@ def test_reinforcement_on_samples_of_the_service(bench: Bench) -> None:
         },
         recipe="reinforcement",
     )
-    assert result.steps_done == 2
+    assert result.optimizer_steps == 2
     (entry,) = bench.head().entries()
     manifest = bench.store.manifest(entry)
     assert len(bench.store.transcript(manifest)) > 0
@@ -289,4 +289,4 @@ def test_a_server_that_stays_away_ends_the_run_with_an_error_that_can_be_mended(
     own_server.start()
     result = bench.run()
     assert [entry.step for entry in bench.head().entries()] == [4, 8]
-    assert result.steps_done == 4
+    assert result.optimizer_steps == 4

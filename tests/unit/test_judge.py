@@ -126,7 +126,7 @@ def test_a_reply_without_a_grade_is_asked_again_and_then_given_up(endpoint: Endp
     endpoint.replies = ["Well.", None, '{"grade": 1}']
     assert judge("a", "b", model="m", base_url=endpoint.url).score == 0.0
     endpoint.replies = ["As a language model I don't grade."]
-    with pytest.raises(EvaluationError, match="gave no grade from 1 to 5 in 3 replies, the last one .As a language"):
+    with pytest.raises(EvaluationError, match=r"gave no grade from 1 to 5 in 3 replies, the last one .As a language"):
         judge("a", "b", model="m", base_url=endpoint.url)
 
 
