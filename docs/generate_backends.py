@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 TEMPLATE = HERE / "backends.template.md"
 PAGE = HERE / "backends.md"
 
-WORKS, NOT_OFFERED = "works", "not offered"
+WORKS, OFFERED, NOT_OFFERED = "works", "offered", "not offered"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,69 @@ FEATURES: Mapping[str, Asked] = {
 }
 """What is asked for, as a recipe; a backend offers it when it refuses nothing of it."""
 
+_BITS = "tests/workflows/test_bits.py::test_a_run_has_the_bits_of_a_plain_trl_script"
+_METHOD_BITS = "tests/workflows/test_method_bits.py::test_a_run_has_the_bits_of_a_plain_trl_script"
+_AGREE = "tests/contract/test_backends_agree.py::test_losses_and_gradients_are_alike_over_ten_updates"
+_PREFER = "tests/contract/test_backends_agree.py::test_preferences_are_alike"
+_OWN = "tests/contract/test_backends_agree.py::test_a_loss_of_ones_own_is_trained_by"
+_METHODS = "tests/contract/test_trainer_methods.py::test_a_new_session_goes_on_with_the_same_state"
+_INSIDE = "tests/contract/test_trainer.py::test_resume_from_inside_an_epoch_gives_the_same_state"
+_SETTINGS = "tests/unit/test_trl_settings.py::test_each_setting_resumes_with_the_bits_of_one_session"
+_QUANTIZED = "tests/extras/test_quantization.py::test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go"
+_TINKER = "tests/peers/test_tinker_runs.py::"
+_SHARED = "trl, processes: 2"
+
+PROVEN: Mapping[str, Mapping[str, str]] = {
+    "supervised": {
+        "trl": _BITS,
+        _SHARED: _AGREE,
+        "local": _AGREE,
+        "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+    },
+    "supervised, packed rows": {"trl": _BITS},
+    "supervised, a loss of one's own": {
+        "local": _OWN,
+        "tinker": "tests/peers/test_tinker_client.py::test_a_loss_of_ones_own_has_the_gradients_of_the_named_one",
+    },
+    "preference, sigmoid loss": {
+        "trl": _METHOD_BITS,
+        _SHARED: _PREFER,
+        "local": _PREFER,
+        "tinker": f"{_TINKER}test_a_preference_run",
+    },
+    "preference, other losses": {"trl": _METHOD_BITS},
+    "preference, precomputed reference": {"trl": _METHOD_BITS},
+    "reinforcement (PPO's surrogate, per token)": {
+        "trl": _METHOD_BITS,
+        "local": _METHODS,
+        "tinker": f"{_TINKER}test_reinforcement_on_samples_of_the_service",
+    },
+    "distillation, on the teacher's answers": {"trl": _METHOD_BITS},
+    "distillation, on policy": {
+        "trl": _METHOD_BITS,
+        "local": _METHODS,
+        "tinker": f"{_TINKER}test_distillation_on_policy_with_a_teacher_on_this_machine",
+    },
+    "distillation, by logits": {"trl": _METHOD_BITS},
+    "LoRA": {
+        "trl": _BITS,
+        _SHARED: _AGREE,
+        "local": _AGREE,
+        "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+    },
+    "the whole model": {"trl": _BITS, _SHARED: _AGREE, "local": _AGREE},
+    "a frozen base in 8 or 4 bits": {"trl": _QUANTIZED},
+    "checkpoints inside an epoch": {
+        "trl": _INSIDE,
+        _SHARED: _INSIDE,
+        "local": _INSIDE,
+        "tinker": f"{_TINKER}test_a_killed_run_goes_on_from_its_last_checkpoint",
+    },
+    "optimisers other than AdamW": {"trl": _SETTINGS},
+    "precision as the recipe says": {"trl": _SETTINGS},
+}
+"""By feature and backend, the test that trains so and looks at values."""
+
 _RESUME = {"exact": "the same bits", "state": "weights and moments, by a probe's loss", "none": "no"}
 
 
@@ -123,16 +186,19 @@ def _table() -> Iterator[str]:
     yield "| | " + " | ".join(f"`{name}`" for name in BACKENDS) + " |"
     yield "|---" * (len(BACKENDS) + 1) + "|"
     for name, asked in FEATURES.items():
-        marks = (_mark(shown, asked) for shown in BACKENDS.values())
+        proven = PROVEN.get(name, {})
+        marks = (_mark(shown, asked, proven=backend in proven) for backend, shown in BACKENDS.items())
         yield f"| {name} | " + " | ".join(marks) + " |"
     resumes = (_RESUME[shown.trainer.capabilities().resume] for shown in BACKENDS.values())
     yield "| what a resume gives back | " + " | ".join(resumes) + " |"
 
 
-def _mark(shown: Shown, asked: Asked) -> str:
+def _mark(shown: Shown, asked: Asked, *, proven: bool) -> str:
     if not offered(shown, asked):
         return NOT_OFFERED
-    return "simulated" if shown.trainer.capabilities().simulated else WORKS
+    if shown.trainer.capabilities().simulated:
+        return "simulated"
+    return WORKS if proven else OFFERED
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Backends that train really train the same: from one start, on the same rows, to the same numbers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kitchen_resources.blobs.local import LocalBlobs
+from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.preference import PreferenceRecipe
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.local.backend import LocalTrainer
-from kitchen_resources.training.port import StepMetrics, Trainer
+from kitchen_resources.training.port import Datum, StepMetrics, Trainer
+from kitchen_resources.training.preflight import preflight
 from kitchen_resources.training.run import TrainingRun
 from kitchen_resources.training.trl.backend import TrlTrainer
 from tests.engine import Told
@@ -108,3 +111,46 @@ def test_preferences_are_alike(tmp_path: Path, name: str, case: str) -> None:
     for step, other in zip(steps[name], steps["trl"], strict=True):
         for measure in ("accuracy", "margin", "chosen_reward", "rejected_reward"):
             assert step.extra[measure] == pytest.approx(other.extra[measure], rel=1e-3, abs=1e-5)
+
+
+def own_loss(data: Sequence[Datum], logprobs: Sequence[Any]) -> tuple[Any, dict[str, float]]:
+    """The cross entropy, written as somebody else's loss."""
+    import torch
+
+    sums = [
+        (row * torch.tensor(datum.loss_fn_inputs["weights"])).sum() for row, datum in zip(logprobs, data, strict=True)
+    ]
+    return -torch.stack(sums).sum(), {"rows": float(len(data))}
+
+
+def test_a_loss_of_ones_own_is_trained_by(tmp_path: Path) -> None:
+    steps, fingerprints = {}, set()
+    with preserved_numerics():
+        for loss in ("", f"{own_loss.__module__}:own_loss"):
+            rail = Rail(blobs=LocalBlobs(tmp_path / f"store{bool(loss)}"), trainer=OTHERS["local"])
+            rail.add("mine", SupervisedRecipe, {"max_rows": 12, "batch_size": 4, "epochs": 1}, loss=loss)
+            run = TrainingRun(rail.launch("mine"), Told())
+            fingerprints.add(run.fingerprint)
+            job = run.job()
+            job.scratch.mkdir(parents=True)
+            shelf = Shelf(tmp_path / f"shelf{bool(loss)}")
+            session = OTHERS["local"]().open(job)
+            session.train_epoch(1, None, shelf)
+            session.close()
+            steps[bool(loss)] = shelf.steps
+    assert len(fingerprints) == 2, "a loss is part of the identity"
+    assert [step.loss for step in steps[True]] == pytest.approx([step.loss for step in steps[False]], rel=LOSS)
+    assert {step.extra["rows"] for step in steps[True]} == {4.0}
+
+
+def test_who_has_no_loss_of_ones_own_refuses_one_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    rail = Rail(blobs=LocalBlobs(tmp_path / "store"), trainer=reference)
+    rail.add("mine", SupervisedRecipe, {}, loss="tests.contract.test_backends_agree:own_loss")
+    with pytest.raises(
+        CapabilityError, match=r"can't train by a loss of one's own.*\n.*choose backend local or tinker"
+    ):
+        preflight(rail.launch("mine"))
+    rail = rail.with_(trainer=OTHERS["local"])
+    rail.add("mine", SupervisedRecipe, {}, loss="tests.contract.test_backends_agree:no_such")
+    with pytest.raises(ConfigError, match=r"loss tests\.contract\.test_backends_agree:no_such: can't be imported"):
+        preflight(rail.launch("mine"))

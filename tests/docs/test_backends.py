@@ -1,0 +1,92 @@
+"""docs/backends.md: its tables are what the backends say, its run config is run config, its recipe is one."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import dagster as dg
+import pytest
+import yaml
+
+from kitchen_assets.workflows import WORKFLOWS
+from kitchen_resources.recipes.files import load_recipe
+from kitchen_resources.training.custom_loss import find_loss
+from kitchen_resources.training.resource import TrainerResource
+from tests.docs.test_readme import blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
+
+
+def _generator() -> ModuleType:
+    """The script beside the page."""
+    spec = importlib.util.spec_from_file_location("generate_backends", PAGE.with_name("generate_backends.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate_backends = _generator()
+BLOCKS = blocks(PAGE)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == generate_backends.render()
+
+
+def test_every_mark_of_works_names_a_test_that_is_there() -> None:
+    for feature, backends in generate_backends.PROVEN.items():
+        assert feature in generate_backends.FEATURES
+        for backend, proof in backends.items():
+            path, _, name = proof.partition("::")
+            text = (PAGE.parents[1] / path).read_text(encoding="utf-8")
+            assert f"def {name}(" in text, proof
+            asked = generate_backends.FEATURES[feature]
+            assert generate_backends.offered(generate_backends.BACKENDS[backend], asked), (feature, backend)
+
+
+@pytest.mark.parametrize(
+    "line", [block.line for block in BLOCKS if (block.language, block.marks) == ("yaml", "config")]
+)
+def test_a_run_config_of_the_page_is_one(line: int) -> None:
+    (text,) = [block.text for block in BLOCKS if block.line == line]
+
+    @dg.op(required_resource_keys={"trainer"})
+    def nothing() -> None:
+        pass
+
+    @dg.job
+    def anything() -> None:
+        nothing()
+
+    definitions = dg.Definitions(jobs=[anything], resources={"trainer": TrainerResource()})
+    assert dg.validate_run_config(definitions.resolve_job_def("anything"), yaml.safe_load(text))
+
+
+def test_its_recipe_is_one_and_its_loss_is_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipe,) = [block.text for block in BLOCKS if (block.language, block.marks) == ("yaml", "recipe")]
+    (tmp_path / "mine.yaml").write_text(recipe)
+    made = load_recipe(tmp_path / "mine.yaml", {name: workflow.recipe for name, workflow in WORKFLOWS.items()})
+    assert made.definition.loss == "my_package.losses:focal"
+    (code,) = [block.text for block in BLOCKS if block.language == "python"]
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "losses.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import torch
+
+    from kitchen_resources.training.port import Datum, ModelInput
+
+    loss = find_loss(made.definition.loss)
+    row = torch.tensor([-0.1, -2.0], requires_grad=True)
+    value, metrics = loss([Datum(ModelInput([1, 2]), {"target_tokens": [2, 3], "weights": [0.5, 0.5]})], [row])
+    value.backward()
+    assert row.grad is not None
+    assert metrics == {}
+    assert float(value.detach()) == pytest.approx(
+        0.5 * (1 - 0.904837) ** 2 * 0.1 + 0.5 * (1 - 0.135335) ** 2 * 2.0, rel=1e-4
+    )
+    for name in ("my_package.losses", "my_package"):
+        sys.modules.pop(name, None)
