@@ -11,6 +11,7 @@ from kitchen_assets.canceling import canceled_by_interrupts
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_assets.tags import BACKEND, ERROR, MENDABLE, RECIPE, REFUSED
+from kitchen_resources.dagster_context import stage_running
 from kitchen_resources.errors import ConfigError, EarlierFailure, KitchenError
 from kitchen_resources.training.preflight import check_recipe, preflight
 from kitchen_resources.training.upstream import missing_upstreams, require_known, require_upstreams
@@ -59,7 +60,8 @@ def run_stage(
             with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
                 if needs_preflight:
                     _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
-                result = work(kitchen)
+                with stage_running(context):
+                    result = work(kitchen)
                 blocked.extend(_failed_checks(result))
                 return result
         except KitchenError as error:

@@ -284,7 +284,11 @@ class TinkerTrainingClient:
 
         def loss(_: Any, logprobs: Sequence[Any]) -> tuple[Any, Mapping[str, float]]:
             value, metrics = loss_fn(data, logprobs)
-            told.update(loss=float(value.detach()), metrics=dict(metrics), logprobs=[row.detach().tolist() for row in logprobs])
+            told.update(
+                loss=float(value.detach()),
+                metrics=dict(metrics),
+                logprobs=[row.detach().tolist() for row in logprobs],
+            )
             return value, {}
 
         def send() -> Any:

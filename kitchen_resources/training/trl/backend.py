@@ -84,10 +84,12 @@ class TrlTrainer:
         """See `Trainer.open`."""
         exact_inside = self.capabilities().is_exact_inside(job.recipe)
         if self._processes > 1:
-            from kitchen_resources.training.worker.torchrun import TorchrunSession
+            from kitchen_resources.training.worker.session import WorkersSession
+            from kitchen_resources.training.worker.torchrun import Torchrun
 
             require_even_batches(job, self._processes)
-            return TorchrunSession(job, self._processes, exact_inside=exact_inside)
+            count = self._processes
+            return WorkersSession(job, Torchrun(count), processes=count, exact_inside=exact_inside)
         from kitchen_resources.training.trl.session import TrlSession
 
         return TrlSession(job, exact_inside=exact_inside)

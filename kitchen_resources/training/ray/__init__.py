@@ -1,0 +1,1 @@
+"""The `trl` trainer as jobs of a Ray cluster."""
