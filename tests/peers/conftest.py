@@ -25,7 +25,9 @@ def key() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base that the server serves, which the recipes name."""
-    return write_model(tmp_path_factory.mktemp("base") / "tiny")
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    write_model(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

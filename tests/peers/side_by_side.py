@@ -81,7 +81,8 @@ def main() -> int:
     os.environ["TINKER_API_KEY"] = KEY
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        base = write_model(folder / "tiny")
+        base = folder / "tiny"
+        write_model(base)
         server = stack.enter_context(skyrl(folder / "skyrl", base))
         backends: dict[str, Callable[[], Trainer]] = {
             "trl": lambda: TrlTrainer(device="cpu", threads=1),

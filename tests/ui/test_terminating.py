@@ -47,7 +47,8 @@ def test_a_terminated_run_leaves_nothing_and_another_goes_on_from_its_last_check
         assert dev.graphql.run(run_id)["status"] == "CANCELED"
         expect(screen.page.get_by_text("Canceled", exact=True)).to_be_visible()
         screen.shoot("terminate-2-canceled")
-        wait_until(lambda: not dev.processes() - before, CANCELED_S, "the end of the run's processes")
+        # What is left to do then is Python's own end, on a machine that another run keeps busy.
+        wait_until(lambda: not dev.processes() - before, RUN_S, "the end of the run's processes")
 
         head = dev.checkpoints.head(head.fingerprint)
         stopped_at = head.entries()[-1].step

@@ -8,6 +8,7 @@ from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import TrainingJob
 from kitchen_resources.training.trl.arguments import NOISE
+from kitchen_resources.training.trl.processes import gathered
 from kitchen_resources.training.trl.setup import Setup as BaseSetup
 
 ALGORITHM_VERSION = 1
@@ -184,6 +185,10 @@ def _trainer_class() -> type:
             """See `KitchenTrainerMixin.take_note`; both sides of a pair are trained."""
             super().take_note(inputs, None if not self.step_rows else self.step_tokens)
             self.step_tokens += int(inputs["completion_mask"][:, 1:].sum())
+
+        def tokens_of_step(self) -> int:
+            """See `KitchenTrainerMixin.tokens_of_step`; each process has counted its own."""
+            return sum(gathered(self.step_tokens))
 
     return PreferenceTrainer
 

@@ -42,7 +42,7 @@ class KitchenTrainerMixin:
     """See the module. To be listed before the TRL trainer class.
 
     Attributes:
-        step_rows: Rows that the optimiser step under way has received so far.
+        step_rows: Rows of each pass that the optimiser step under way has received so far, here.
         step_tokens: Trained tokens of the optimiser step under way.
     """
 
@@ -69,7 +69,7 @@ class KitchenTrainerMixin:
         self._plan = plan
         self._save = save
         self._attempts = 0
-        self.step_rows: list[int] = []
+        self.step_rows: list[list[int]] = []
         self.step_tokens = 0
         self.step_started = time.perf_counter()
         self.wrap_collator(row_column)
@@ -89,12 +89,13 @@ class KitchenTrainerMixin:
         """Take note of the rows and trained tokens of one pass; the row ids are taken out of the batch."""
         if not self.step_rows:
             self.step_tokens = int(num_items_in_batch) if num_items_in_batch is not None else 0
-        self.step_rows.extend(inputs.pop(ROW_IDS).tolist())
+        self.step_rows.append(inputs.pop(ROW_IDS).tolist())
 
     def rows_of_step(self) -> list[int]:
         """The rows that the optimiser step which is now done has received, on all processes; the next starts with none."""
-        rows, self.step_rows = self.step_rows, []
-        return [row for each in gathered(rows) for row in each]
+        passes, self.step_rows = self.step_rows, []
+        # The processes take turns with the passes of a step, and have equally many.
+        return [row for turn in zip(*gathered(passes), strict=True) for rows in turn for row in rows]
 
     def tokens_of_step(self) -> int:
         """Trained tokens of the optimiser step under way."""
