@@ -11,7 +11,12 @@ from kitchen_resources.embedded import write_model
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from tests.peers.skyrl import KEY, SkyRL, skyrl
 
-RANK = 8
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The SDKs leave connections to the garbage collection."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 
 
 @pytest.fixture(autouse=True, scope="session")

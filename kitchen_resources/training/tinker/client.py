@@ -609,6 +609,7 @@ def _fetch(url: str, timeout_s: float) -> bytes:
 
 def _unpack(archive: bytes, target: Path) -> None:
     """The adapter's two files out of an archive, and nothing else of it."""
+    from kitchen_resources.training.base_models import safetensors_shapes
     from kitchen_resources.training.pytorch.state import canonical_adapter_config
 
     found: dict[str, bytes] = {}
@@ -621,8 +622,12 @@ def _unpack(archive: bytes, target: Path) -> None:
     missing = [name for name in ADAPTER_FILES if name not in found]
     if missing:
         raise BackendError(f"its archive holds no {missing[0]}", where="backend tinker")
-    (target / ADAPTER_FILES[0]).write_bytes(found[ADAPTER_FILES[0]])
-    (target / ADAPTER_FILES[1]).write_bytes(canonical_adapter_config(json.loads(found[ADAPTER_FILES[1]])))
+    weights = target / ADAPTER_FILES[0]
+    weights.write_bytes(found[ADAPTER_FILES[0]])
+    # Servers leave open which modules are adapted; peft then takes some of its own choice, and drops the rest silently.
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in safetensors_shapes(weights) if ".lora_" in name}
+    config = {**json.loads(found[ADAPTER_FILES[1]]), "target_modules": sorted(adapted)}
+    (target / ADAPTER_FILES[1]).write_bytes(canonical_adapter_config(config))
 
 
 def _failed(error: Exception) -> "Future[Any]":
