@@ -28,7 +28,8 @@ def stores(where: str) -> Iterator[Callable[[str], Path | str]]:
         os.environ["KITCHEN_SCRATCH"] = str(folder / "scratch")
         with object_store(folder / "server") as server:
             os.environ.update(server.env)
-            yield lambda name: f"s3://{BUCKET}/{name}"
+            # Names are sentences, and a prefix holds no spaces.
+            yield lambda name: f"s3://{BUCKET}/{name.replace(' ', '-')}"
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ from tests.tiny_models import load_plain
 
 SMALL: Mapping[str, Any] = {
     "max_rows": 40,
-    "held_out": "8",
+    "held_out": "0.2",
     "max_length": 96,
     "epochs": 2,
     "batch_size": 8,
@@ -180,7 +180,7 @@ def test_reinforcement_on_samples_of_the_service(bench: Bench) -> None:
 def test_distillation_on_policy_with_a_teacher_on_this_machine(bench: Bench, tmp_path: Path) -> None:
     from tests.tiny_models import write_tiny_model
 
-    teacher = write_tiny_model(tmp_path / "teacher", seed=0, scale=2.0)
+    teacher = write_tiny_model(tmp_path / "teacher", seed=0, scale=6.0)
     bench.run(
         {
             "mode": "on_policy",
@@ -203,6 +203,8 @@ def test_a_preference_run(bench: Bench) -> None:
             "dataset": "embedded:date_pairs",
             "max_rows": 24,
             "beta": 0.5,
+            "loss_type": ["sigmoid"],
+            "loss_weights": None,
             "epochs": 2,
             "learning_rate": 1.0e-2,
             "held_out": "0",
