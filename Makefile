@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras peers doors ## make test, and the long tests, the extras, the peers, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras doors ## make test, and the long tests, the extras, the browser, the executed docs
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -109,9 +109,9 @@ $(VENV)/.browser: $(SETUP)
 	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,browser]"
 	@touch $@
 
-# Both in one go: much of either is waiting.
+# Both in one go, three at a time: much of either is waiting.
 doors: chromium ## the browser and the executed docs
-	$(PYTEST) --junitxml=$(RESULTS)/doors.xml -n 2 --dist loadfile tests/docs tests/ui
+	$(PYTEST) --junitxml=$(RESULTS)/doors.xml -n 3 --dist loadfile tests/docs tests/ui
 	$(PY) docs/generate_recipes.py --check
 
 browser: chromium ## the UI in headless Chromium

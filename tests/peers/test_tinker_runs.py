@@ -178,15 +178,23 @@ def test_reinforcement_on_samples_of_the_service(bench: Bench) -> None:
 
 
 def test_distillation_on_policy_with_a_teacher_on_this_machine(bench: Bench, tmp_path: Path) -> None:
-    from tests.tiny_models import write_tiny_model
-
-    teacher = write_tiny_model(tmp_path / "teacher", seed=0, scale=6.0)
+    learned = Bench(tmp_path / "taught", bench.server, bench.base)
+    taught = kitchen.run(
+        "supervised",
+        {
+            **learned.config(
+                {"max_rows": 600, "held_out": "0", "eval_every": 0, "learning_rate": 3.0e-3, "lora": None}
+            )
+        },
+        {**learned.resources(), "trainer": {"backend": {"trl": {"threads": 1}}}},
+    )
     bench.run(
         {
             "mode": "on_policy",
-            "teacher": str(teacher),
-            "max_tokens": 8,
-            "epochs": 3,
+            "teacher": taught.model_path,
+            "max_rows": 80,
+            "max_tokens": 12,
+            "epochs": 4,
             "held_out": "0",
             "eval_every": 0,
             "divergence": 1.0,

@@ -1,16 +1,16 @@
 """Distillation: on a teacher's answers, or on the student's own ones by the reverse KL to the teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kitchen_resources.formulas.seeds import derived_seed
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.training.loops import supervised
-from kitchen_resources.training.loops.data import completion, per_token, trained_tokens
+from kitchen_resources.training.loops.data import completion, per_token
 from kitchen_resources.training.loops.frame import Epoch, StepDone, step_done
 from kitchen_resources.training.loops.sampling import Sampler
-from kitchen_resources.training.port import Datum, ModelInput, TrainingClient
+from kitchen_resources.training.port import Datum, ModelInput, SampledSequence, TrainingClient
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised by hand when this loop's arithmetic changes."""
 
 _TRANSCRIBED = 64
@@ -26,7 +26,7 @@ def train(epoch: Epoch) -> Iterator[StepDone]:
 
 
 def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
-    """Every token that the student wrote has as its advantage how much likelier the teacher finds it."""
+    """Every token that the student wrote has as its advantage how much likelier the teacher finds it than others."""
     from kitchen_resources.datasets.renderers import renderer_of
 
     teacher = _teacher(epoch)
@@ -46,16 +46,21 @@ def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
             teacher.compute_logprobs(ModelInput([*prompt, *answer.tokens]))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        data, divergence = [], 0.0
-        for prompt, answer, future in zip(prompts, answers, asked, strict=True):
-            wanted = [value or 0.0 for value in future.result()[len(prompt) :]]
-            advantages = [theirs - ours for theirs, ours in zip(wanted, answer.logprobs, strict=True)]
-            divergence -= sum(advantages)
-            before = [0.0] * (len(prompt) - 1)
-            datum = completion(prompt, answer.tokens)
-            given = {"logprobs": [*before, *answer.logprobs], "advantages": [*before, *advantages]}
-            data.append(Datum(datum.model_input, {**datum.loss_fn_inputs, **given}))
-        tokens = trained_tokens(data)
+        likelier = [
+            [
+                (wanted or 0.0) - ours
+                for wanted, ours in zip(future.result()[len(prompt) :], answer.logprobs, strict=True)
+            ]
+            for prompt, answer, future in zip(prompts, answers, asked, strict=True)
+        ]
+        tokens = sum(map(len, likelier))
+        divergence = -sum(map(sum, likelier))
+        # Less their mean: that moves no gradient in expectation, and takes away most of its noise.
+        mean = -divergence / max(1, tokens)
+        data = [
+            _datum(prompt, answer, [value - mean for value in values])
+            for prompt, answer, values in zip(prompts, answers, likelier, strict=True)
+        ]
         gradients = epoch.client.forward_backward(per_token(data, "advantages"), "importance_sampling")
         moved = epoch.client.optim_step(epoch.adam(batch))
         lines = [
@@ -64,6 +69,14 @@ def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
         ]
         extra = {"reverse_kl": divergence / max(1, tokens)}
         yield step_done(batch, gradients.result(), moved.result(), tokens=tokens, extra=extra, lines=lines)
+
+
+def _datum(prompt: Sequence[int], answer: SampledSequence, advantages: Sequence[float]) -> Datum:
+    """An answer of the student's, each token with its advantage."""
+    before = [0.0] * (len(prompt) - 1)
+    datum = completion(prompt, answer.tokens)
+    given = {"logprobs": [*before, *answer.logprobs], "advantages": [*before, *advantages]}
+    return Datum(datum.model_input, {**datum.loss_fn_inputs, **given})
 
 
 def _teacher(epoch: Epoch) -> TrainingClient:

@@ -210,7 +210,9 @@ class TinkerService:
         if status == 402:
             return BackendError(f"payment is due: {said}", where=self._where, fix="see the account's billing page")
         category = str(getattr(error, "category", "")).lower()
-        gone = isinstance(error, self.sdk.APIConnectionError) or "poisoned" in said
+        # A server that was started again knows neither the session nor what was loaded in it; a new one does.
+        forgot = any(mark in said for mark in ("poisoned", "not loaded", "Model not found", "Session not found"))
+        gone = isinstance(error, self.sdk.APIConnectionError) or forgot
         passing = status in (408, 409, 410, 429) or (status is not None and status >= 500)
         retriable = gone or passing or category.endswith(("server", "unknown"))
         fix = "run it again when the service is well" if retriable else "see the message of the service"
