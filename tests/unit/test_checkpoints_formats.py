@@ -194,7 +194,7 @@ def test_the_state_digest_is_over_state_files_ledger_and_cursor_only() -> None:
 def test_an_unknown_format_of_a_manifest_asks_for_an_upgrade() -> None:
     data = changed(encode_manifest(manifest()), lambda value: value.update(format=7))
     with pytest.raises(
-        CheckpointError, match=r"^m: has format 7, this version reads 1\n  fix: upgrade crucible-kitchen$"
+        CheckpointError, match=r"^m: has format 7, this version reads up to 2\n  fix: upgrade crucible-kitchen$"
     ):
         decode_manifest(data, "m")
 

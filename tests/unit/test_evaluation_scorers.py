@@ -51,7 +51,7 @@ def test_an_unknown_scorer_is_refused_with_those_there_are() -> None:
         find_scorer("exact")
     assert str(unknown.value) == (
         "evaluations.scorer: there is no scorer 'exact'\n"
-        "  fix: one of contains, exact_match, lenient, numeric, regex, token_f1, or register_scorer(…) yours"
+        "  fix: one of contains, exact_match, judge, lenient, lm_eval, numeric, regex, token_f1, or register_scorer(…) yours"
     )
 
 
@@ -113,7 +113,7 @@ def test_options_are_checked(name: str, options: dict[str, Any], said: str | Non
 def test_options_of_an_unknown_scorer() -> None:
     said = LocalEvaluator().check("exact", {})
     assert said == (
-        "there is no scorer 'exact'; one of contains, exact_match, numeric, regex, token_f1, "
+        "there is no scorer 'exact'; one of contains, exact_match, judge, lm_eval, numeric, regex, token_f1, "
         "or register_scorer(…) yours"
     )
 

@@ -11,7 +11,7 @@ from method_identities import ENVIRONMENT, REFERENCE, TEACHER, VARIANTS, method_
 from recipe_identities import FINGERPRINTS
 
 from kitchen_resources.embedded import write_model
-from kitchen_resources.environments import options
+from kitchen_resources.environments import options, references
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.identity import changes
 from kitchen_resources.recipes.preference import PreferenceRecipe
@@ -217,7 +217,7 @@ def test_an_environment_s_code_is_part_of_the_run(monkeypatch: pytest.MonkeyPatc
     before, _ = fresh()
     still = {"name": "arithmetic", "args": {"count": 6, "maximum": 99}, "workers": 2, "max_failed": 0.9}
     assert fresh(environment=still, pass_at=9)[0] == before
-    monkeypatch.setattr(options, "digest_file", lambda path: "4" * 64)
+    monkeypatch.setattr(references, "digest_file", lambda path: "4" * 64)
     after, (said, *_) = fresh()
     assert after != before
     assert re.fullmatch(

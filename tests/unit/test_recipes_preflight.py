@@ -189,7 +189,8 @@ def test_what_the_backend_can_not_do(asked: list[str], case: str) -> None:
 UNSCORED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown scorer": (
         {"scorer": "bleu"},
-        "there is no scorer 'bleu'; one of contains, exact_match, numeric, regex, token_f1, or register_scorer(…) yours",
+        "there is no scorer 'bleu'; one of contains, exact_match, judge, lm_eval, numeric, regex, token_f1, "
+        "or register_scorer(…) yours",
     ),
     "an unknown option": (
         {"scorer": "contains", "scorer_args": {"tolerance": 1.0}},

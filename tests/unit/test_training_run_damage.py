@@ -304,7 +304,7 @@ def test_what_a_later_version_wrote_is_refused_and_left_as_it_is() -> None:
     engine = Engine()
     engine.finish(keep_last=3)
     entry = newest(engine)
-    newer = encode_manifest(engine.store.manifest(entry)).replace(b'"format":1', b'"format":2')
+    newer = encode_manifest(engine.store.manifest(entry)).replace(b'"format":1', b'"format":3')
     digest = engine.store.content.put(newer)
     change_head(engine, lambda head: head.with_entry(entry.step, manifest=digest))
     before = {key: stored.data for key in engine.blobs.list("") if (stored := engine.blobs.get(key))}
@@ -313,12 +313,12 @@ def test_what_a_later_version_wrote_is_refused_and_left_as_it_is() -> None:
         lambda: engine.store.resume_point(lease, engine.blobs.scratch() / "x", engine.told.say),
         lambda: engine.store.prune(lease, {3, 6, 9}, ""),
     ):
-        with pytest.raises(FormatError, match="has format 2, this version reads 1"):
+        with pytest.raises(FormatError, match="has format 3, this version reads up to 2"):
             use()
     lease.release()
-    with pytest.raises(FormatError, match="has format 2"):
+    with pytest.raises(FormatError, match="has format 3"):
         engine.finish(keep_last=3, epochs=3)
-    with pytest.raises(FormatError, match="has format 2"):
+    with pytest.raises(FormatError, match="has format 3"):
         export_checkpoint(engine.launch(), engine.run().job(), newest(engine), "merged")
     assert [e.payload for e in engine.head().checkpoints] == ["present"] * 3
     assert before.keys() <= set(engine.blobs.list(""))
