@@ -115,9 +115,17 @@ class Session:
         return self.train([1, 2])
 
 
+QUICK = {("trl", "preference"), ("trl", "reinforcement"), ("trl", "distillation, logits"), ("local", "preference")}
+"""What is asked in `make test`, besides noop; the others are in `make test-all`."""
+
+
 def sessions() -> list[Any]:
+    def marks(backend: str, name: str) -> list[Any]:
+        longer = [] if (backend, name) in QUICK else [pytest.mark.full]
+        return [] if backend == "noop" else [pytest.mark.heavy, *longer]
+
     return [
-        pytest.param((backend, name), id=f"{backend}: {name}", marks=() if backend == "noop" else pytest.mark.heavy)
+        pytest.param((backend, name), id=f"{backend}: {name}", marks=marks(backend, name))
         for backend, make in BACKENDS.items()
         for name, case in CASES.items()
         if case.method.method in make().capabilities().methods and not make().check(case.method(**case.fields))

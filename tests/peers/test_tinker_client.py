@@ -138,6 +138,9 @@ def test_another_probe_loss_than_at_the_save_is_refused(
     record.write_text(text.replace("/weights/", "/weights/gone-"))
     with pytest.raises(StateLost, match="no more"):
         open_client().load_state(tmp_path / "state").result()
+    record.write_text(text.replace('"service":"http', '"service":"elsewhere'))
+    with pytest.raises(ConfigError, match="this run's states are kept by elsewhere"):
+        open_client().load_state(tmp_path / "state").result()
     record.write_text(text.replace('"expires":"2', '"expires":"1'))
     with pytest.raises(StateLost, match="kept until"):
         open_client().load_state(tmp_path / "state").result()

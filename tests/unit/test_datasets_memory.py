@@ -15,6 +15,8 @@ from kitchen_resources.datasets.rows import normalized_examples
 from tests.unit.dataset_rows import chat
 from tests.unit.preparing import Pantry, recipe_of
 
+pytestmark = pytest.mark.full
+
 ROWS = 20_000
 
 

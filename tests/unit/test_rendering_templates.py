@@ -19,6 +19,8 @@ from kitchen_resources.errors import DataError
 from tests.tiny_tokenizers import tokenizer_for, trl_templates
 from tests.unit.rendering_conversations import CONVERSATIONS, Messages
 
+pytestmark = pytest.mark.full
+
 MODES = ("last_assistant_message", "all_assistant_messages", "all_messages", "all_user_and_system_messages")
 TEMPLATES = trl_templates()
 EXPECTED = json.loads((Path(__file__).parent / "rendering_templates.json").read_text(encoding="utf-8"))

@@ -121,6 +121,7 @@ def test_a_base_and_a_teacher_of_two_recipes_are_two_edges() -> None:
         *(f"{n}_{job}" for n in ("first", "large", "student") for job in OTHER_JOBS),
     } | {
         "large_then_student",
+        "hub_push",
         "storage_cleanup",
     }
 

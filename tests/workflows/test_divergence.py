@@ -20,7 +20,7 @@ from kitchen_resources.training.trl.session import METHODS
 from tests.engine import Told
 from tests.rail import Rail
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 CASES: dict[str, tuple[type[Recipe], dict[str, Any], int]] = {
     "preference": (PreferenceRecipe, {"batch_size": 2}, 3),

@@ -17,7 +17,7 @@ from kitchen_resources.training.trl import reinforcement
 from tests import stumbling
 from tests.faults.trl_kills import REINFORCEMENT, train
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 EPISODES = 16
 """Of an epoch: two draws of two problems, four of each."""

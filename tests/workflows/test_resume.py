@@ -53,6 +53,7 @@ def _failing_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.full
 def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_go(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,11 @@ class TinkerSettings:
     keep_days: float | None = 30.0
     label: str = ""
 
+    @property
+    def service(self) -> str:
+        """Where the service is, by name."""
+        return self.base_url or "the default service"
+
 
 class TinkerService:
     """A session at the service: every client of a run belongs to it, and ends with it.
@@ -197,7 +202,7 @@ class TinkerService:
 
     @property
     def _where(self) -> str:
-        return f"backend tinker at {self.settings.base_url or 'its default address'}"
+        return f"backend tinker at {self.settings.service}"
 
     def _told(self, error: Exception, what: str) -> KitchenError:
         """An error of the SDK as one of the kitchen's; never with the key in it."""
@@ -361,13 +366,21 @@ class TinkerTrainingClient:
         self._service.download(served.path, folder)
         expires = "" if kept_s is None else (datetime.now(UTC) + timedelta(seconds=kept_s)).isoformat()
         state = ExternalState(uri=saved.path, expires=expires, probe_loss=loss)
-        (folder / STATE_FILE).write_bytes(canonical_json({"base_model": settings.base_model, **asdict(state)}))
+        record = {"base_model": settings.base_model, "service": settings.service, **asdict(state)}
+        (folder / STATE_FILE).write_bytes(canonical_json(record))
         return (state,)
 
     def _load(self, folder: Path, *, weights_only: bool) -> None:
         if not (folder / STATE_FILE).is_file():
             raise BackendError(f"there is no saved state in {folder}", where="backend tinker")
         saved = json.loads((folder / STATE_FILE).read_bytes())
+        if saved["service"] != self._service.settings.service:
+            # Another service would say that it has no such state, and sound checkpoints would be given up for it.
+            raise ConfigError(
+                f"is {self._service.settings.service}, and this run's states are kept by {saved['service']}",
+                where="trainer.backend.tinker.base_url",
+                fix="name that one again; or start anew from the weights: continue_from with carry: weights",
+            )
         if saved["expires"] and datetime.fromisoformat(saved["expires"]) < datetime.now(UTC):
             raise StateLost(f"the state {saved['uri']} was kept until {saved['expires']}", where="backend tinker")
         self._give_back()
