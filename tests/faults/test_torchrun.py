@@ -79,7 +79,7 @@ def started(folder: Path) -> "subprocess.Popen[str]":
 
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """torchrun and what it started."""
+    """Torchrun and what it started."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [each for each in found if "kitchen_resources.training.worker.main" in " ".join(each.cmdline())]
 

@@ -17,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
         item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+        # dagster-ray's reader is of a class that Dagster says may change.
+        item.add_marker(pytest.mark.filterwarnings("ignore:Function .PipesMessageReader"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,6 +4,7 @@
 so that it is never without a token.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -62,12 +63,14 @@ class RayCluster:
             self._process = subprocess.Popen(
                 command, env={**os.environ, **self.env}, stdout=log, stderr=log, start_new_session=True
             )
-        request = urllib.request.Request(f"{self.address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
+        request = urllib.request.Request(f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"})
         for _ in range(_UP_S * 10):
             if self._process.poll() is not None:
                 break
-            with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request):
-                return
+            with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request) as answer:
+                # It answers before it knows its own node.
+                if json.loads(answer.read())["data"]["result"]["total"]:
+                    return
             time.sleep(0.1)
         raise AssertionError(self._log.read_text()[-3000:])
 

@@ -38,11 +38,10 @@ SMALL: Mapping[str, Any] = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        with ray_cluster(tmp_path_factory.mktemp("ray") / "head.log") as running:
-            for name, value in running.env.items():
-                patch.setenv(name, value)
-            yield running
+    with pytest.MonkeyPatch.context() as patch, ray_cluster(tmp_path_factory.mktemp("ray") / "head.log") as running:
+        for name, value in running.env.items():
+            patch.setenv(name, value)
+        yield running
 
 
 class Bench:
@@ -62,7 +61,7 @@ class Bench:
     def run(self, backend: Mapping[str, Any], **fields: Any) -> tuple[kitchen.RunResult, dg.DagsterInstance]:
         home = self.folder / "dagster"
         home.mkdir(exist_ok=True)
-        instance = dg.DagsterInstance.local_temp(str(home))
+        instance = dg.DagsterInstance.ephemeral(tempdir=str(home))
         return kitchen.run("supervised", {**SMALL, **fields}, self.resources(backend), instance=instance), instance
 
     def head(self) -> Head | None:

@@ -65,7 +65,7 @@ class Bench:
     ) -> kitchen.RunResult:
         home = self.folder / "dagster"
         home.mkdir(parents=True, exist_ok=True)
-        with dg.DagsterInstance.local_temp(str(home)) as instance:
+        with dg.DagsterInstance.ephemeral(tempdir=str(home)) as instance:
             return kitchen.run(recipe, self.config(fields or {}), self.resources(**backend), instance=instance)
 
     def head(self) -> Head:

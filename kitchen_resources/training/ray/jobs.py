@@ -166,7 +166,7 @@ def require_room(address: str, *, processes: int, cpus: float, gpus: float) -> N
 
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     request = urllib.request.Request(
-        f"{address.rstrip('/')}/api/cluster_status?format=1",
+        f"{address.rstrip('/')}/api/v0/nodes",
         headers={"Authorization": f"Bearer {token}"} if token else {},
     )
     try:
@@ -179,11 +179,12 @@ def require_room(address: str, *, processes: int, cpus: float, gpus: float) -> N
             fix="start it, name its dashboard as address, and set RAY_AUTH_TOKEN where it wants one",
             retriable=True,
         ) from error
-    usage = found.get("data", {}).get("clusterStatus", {}).get("loadMetricsReport", {}).get("usage", {})
+    nodes = [node for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"]
     for name, wanted in (("CPU", cpus * processes), ("GPU", gpus * processes)):
-        if usage and wanted > usage.get(name, [0, 0])[1]:
+        there = sum(node["resources_total"].get(name, 0) for node in nodes)
+        if wanted > there:
             raise CapabilityError(
-                f"{processes} processes want {wanted:g} {name}s, and the cluster has {usage.get(name, [0, 0])[1]:g}",
+                f"{processes} processes want {wanted:g} {name}s, and the cluster has {there:g}",
                 where=_WHERE,
                 fix="lower processes, or add nodes to the cluster",
             )
