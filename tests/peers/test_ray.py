@@ -1,5 +1,6 @@
 """Whole runs on a real Ray cluster: the bits of torchrun, killed workers, a lost launcher, and never a second job."""
 
+import itertools
 import json
 import os
 import signal
@@ -145,7 +146,7 @@ def test_a_lost_launcher_leaves_no_job_and_the_next_run_goes_on(
     assert len(ours) >= 2
     assert all(job.status.is_terminal() for job in ours)
     spans = sorted((job.start_time or 0, job.end_time or 0) for job in ours)
-    assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False)), "never two at a time"
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans)), "never two at a time"
 
 
 def test_what_the_cluster_cannot_do_is_refused_before_any_work(tmp_path: Path, cluster: RayCluster) -> None:
