@@ -89,11 +89,13 @@ _SETTINGS = "tests/unit/test_trl_settings.py::test_each_setting_resumes_with_the
 _QUANTIZED = "tests/extras/test_quantization.py::test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go"
 _TINKER = "tests/peers/test_tinker_runs.py::"
 _SHARED = "trl, processes: 2"
+_KILLED = "tests/faults/test_torchrun.py::test_what_is_killed_is_started_again_and_the_bits_are_the_same"
+_STEPS = "tests/contract/test_trainer.py::test_steps_follow_the_plan"
 
 PROVEN: Mapping[str, Mapping[str, str]] = {
     "supervised": {
         "trl": _BITS,
-        _SHARED: _AGREE,
+        _SHARED: _KILLED,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
     },
@@ -104,7 +106,6 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
     },
     "preference, sigmoid loss": {
         "trl": _METHOD_BITS,
-        _SHARED: _PREFER,
         "local": _PREFER,
         "tinker": f"{_TINKER}test_a_preference_run",
     },
@@ -124,15 +125,15 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
     "distillation, by logits": {"trl": _METHOD_BITS},
     "LoRA": {
         "trl": _BITS,
-        _SHARED: _AGREE,
+        _SHARED: _KILLED,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
     },
-    "the whole model": {"trl": _BITS, _SHARED: _AGREE, "local": _AGREE},
+    "the whole model": {"trl": _BITS, _SHARED: _STEPS, "local": _AGREE},
     "a frozen base in 8 or 4 bits": {"trl": _QUANTIZED},
     "checkpoints inside an epoch": {
         "trl": _INSIDE,
-        _SHARED: _INSIDE,
+        _SHARED: _KILLED,
         "local": _INSIDE,
         "tinker": f"{_TINKER}test_a_killed_run_goes_on_from_its_last_checkpoint",
     },
