@@ -12,7 +12,8 @@ from kitchen_resources.errors import BackendError, CapabilityError, ConfigError,
 from kitchen_resources.training.loops.data import per_token, shifted
 from kitchen_resources.training.loops.preference import dpo_loss
 from kitchen_resources.training.port import AdamParams, Datum, ModelInput, SamplingParams, TrainingClient
-from kitchen_resources.training.tinker.client import TinkerService, TinkerSettings, TinkerTrainingClient
+from kitchen_resources.training.tinker.client import TinkerTrainingClient
+from kitchen_resources.training.tinker.service import TinkerService, TinkerSettings
 from tests.peers.skyrl import KEY, SkyRL
 
 ADAM = AdamParams(learning_rate=1.0e-2)

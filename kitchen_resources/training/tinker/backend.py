@@ -18,15 +18,8 @@ from kitchen_resources.training.port import (
     TrainingClient,
     TrainingJob,
 )
-from kitchen_resources.training.tinker.client import (
-    ALPHA,
-    TinkerBaseClient,
-    TinkerService,
-    TinkerSettings,
-    TinkerTrainingClient,
-    require_sdk,
-    sdk_version,
-)
+from kitchen_resources.training.tinker.client import ALPHA, TinkerBaseClient, TinkerTrainingClient
+from kitchen_resources.training.tinker.service import TinkerService, TinkerSettings, require_sdk, sdk_version
 
 ALGORITHM_VERSION = 1
 """Raised by hand when what is sent changes its arithmetic."""
