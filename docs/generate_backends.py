@@ -21,6 +21,7 @@ from kitchen_resources.training.local.backend import LocalTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.preflight import require_capable
+from kitchen_resources.training.ray.backend import RayTrainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from kitchen_resources.training.trl.backend import TrlTrainer
 
@@ -47,6 +48,7 @@ class Shown:
 BACKENDS = {
     "trl": Shown(TrlTrainer(), {}),
     "trl, processes: 2": Shown(TrlTrainer(processes=2), {"gradient_accumulation_steps": 2}),
+    "ray": Shown(RayTrainer("any", processes=2), {"gradient_accumulation_steps": 2}),
     "local": Shown(LocalTrainer(), {}),
     "tinker": Shown(TinkerTrainer("any"), {"lora": {"rank": 8}}),
     "noop": Shown(NoopTrainer(), {}),
@@ -89,6 +91,8 @@ _SETTINGS = "tests/unit/test_trl_settings.py::test_each_setting_resumes_with_the
 _QUANTIZED = "tests/extras/test_quantization.py::test_a_lora_on_a_quantized_base_resumes_with_the_bits_of_one_go"
 _TINKER = "tests/peers/test_tinker_runs.py::"
 _SHARED = "trl, processes: 2"
+_RAY = "tests/peers/test_ray.py::test_a_run_has_the_bits_of_torchrun_and_streams_its_steps"
+_RAY_KILLED = "tests/peers/test_ray.py::test_a_killed_worker_is_gone_on_from"
 _KILLED = "tests/faults/test_torchrun.py::test_what_is_killed_is_started_again_and_the_bits_are_the_same"
 _STEPS = "tests/contract/test_trainer.py::test_steps_follow_the_plan"
 
@@ -96,6 +100,7 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
     "supervised": {
         "trl": _BITS,
         _SHARED: _KILLED,
+        "ray": _RAY,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
     },
@@ -129,11 +134,12 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
     },
-    "the whole model": {"trl": _BITS, _SHARED: _STEPS, "local": _AGREE},
+    "the whole model": {"trl": _BITS, _SHARED: _STEPS, "ray": _RAY, "local": _AGREE},
     "a frozen base in 8 or 4 bits": {"trl": _QUANTIZED},
     "checkpoints inside an epoch": {
         "trl": _INSIDE,
         _SHARED: _KILLED,
+        "ray": _RAY_KILLED,
         "local": _INSIDE,
         "tinker": f"{_TINKER}test_a_killed_run_goes_on_from_its_last_checkpoint",
     },

@@ -1,5 +1,6 @@
 """The `trainer` resource: which backend trains, chosen at launch by one word of run config."""
 
+from pathlib import Path
 from typing import Dict, Literal, Optional, Union
 
 import dagster as dg
@@ -9,6 +10,7 @@ from kitchen_resources.errors import ConfigError
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
+from kitchen_resources.training.ray.config import RayBackend
 
 
 class TrlBackend(dg.Config):
@@ -30,16 +32,28 @@ class TrlBackend(dg.Config):
         "only; the steps and their rows are the same, the bits those of this number.",
     )
 
+    fsdp: Optional[str] = Field(
+        default=None,
+        description="File by which the processes share the weights too: transformers' fsdp_config (JSON), or a config "
+        "of accelerate's (YAML). Null for a copy of them each.",
+    )
+
     def adapter(self) -> Trainer:
         """The backend."""
         from kitchen_resources.training.trl.backend import TrlTrainer
+        from kitchen_resources.training.trl.sharding import read_fsdp_config
 
         for name, value in (("threads", self.threads), ("processes", self.processes)):
             if value is not None and value < 1:
                 raise ConfigError(
                     f"must be at least 1, got {value}", where=f"trainer.backend.trl.{name}", fix=f"{name}: 1"
                 )
-        return TrlTrainer(device=self.device, threads=self.threads, processes=self.processes)
+        if self.fsdp and self.processes == 1:
+            raise ConfigError(
+                "there is one process to share with", where="trainer.backend.trl.fsdp", fix="processes: 2"
+            )
+        settings = read_fsdp_config(Path(self.fsdp)) if self.fsdp else None
+        return TrlTrainer(device=self.device, threads=self.threads, processes=self.processes, fsdp=settings)
 
 
 class LocalBackend(dg.Config):
@@ -116,7 +130,7 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     At launch: `resources: {trainer: {config: {backend: {noop: {}}}}}`.
     """
 
-    backend: Union[TrlBackend, LocalBackend, TinkerBackend, NoopBackend] = Field(
+    backend: Union[TrlBackend, LocalBackend, TinkerBackend, RayBackend, NoopBackend] = Field(
         default_factory=TrlBackend, discriminator="kind", description="Which backend trains."
     )
 

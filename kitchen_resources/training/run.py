@@ -19,7 +19,7 @@ from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder
 from kitchen_resources.checkpoints.lease import Lease, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.store import RunRecord
-from kitchen_resources.errors import BackendError, CheckpointError, ConfigError, KitchenError, LedgerError, StateLost
+from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, LedgerError, StateLost
 from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.launch import Launch
@@ -31,7 +31,7 @@ from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.progress import Progress
-from kitchen_resources.training.start import fetch_start, find_start
+from kitchen_resources.training.start import fetch_start, find_start, require_something_to_do
 from kitchen_resources.training.stopping import StopRequest
 
 _MOST_REPEATS = 2
@@ -136,7 +136,7 @@ class TrainingRun:
         Raises:
             ConfigError: It continues a run that has all the epochs already.
         """
-        self._require_something_to_do()
+        require_something_to_do(self.start, self._recipe, self.plan)
         head = self.head()
         last = self._progress.last_epoch(head)
         missing = tuple(
@@ -253,25 +253,6 @@ class TrainingRun:
             return report
         fix = f"train it anew, as another run: seed: {self._recipe.seed + 1}; no model is made of this one"
         raise LedgerError(str(report), where=f"run {self.fingerprint[:12]}", fix=fix)
-
-    def _require_something_to_do(self) -> None:
-        """Refuse to continue a run that has done already what is asked for."""
-        if self.start is None or self.start.carry == "weights":
-            return
-        done, recipe = self.start.checkpoint, self._recipe
-        if done.global_step < self.plan.total_steps:
-            return
-        if recipe.max_steps is not None and done.global_step < recipe.epochs * self.plan.steps_per_epoch:
-            raise ConfigError(
-                f"is {recipe.max_steps}, and the run that is continued has done {done.global_step} steps already",
-                where="max_steps",
-                fix=f"max_steps: {done.global_step + recipe.max_steps}",
-            )
-        raise ConfigError(
-            f"is {recipe.epochs}, and the run that is continued has {done.epoch} epochs already",
-            where="epochs",
-            fix=f"epochs: {done.epoch + recipe.epochs}",
-        )
 
     # Training, under the lease.
 

@@ -11,6 +11,7 @@ from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.errors import CheckpointError, ConfigError
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start
+from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import CHECKPOINT_EXAMPLES, CONTINUE_FROM, NO_CHECKPOINT
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.port import LocalCheckpoint
@@ -201,3 +202,27 @@ def _row_order(recipe: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _adapter_shape(lora: dict[str, object] | None) -> object:
     return None if lora is None else (lora["rank"], sorted(map(str, lora["target_modules"])))  # type: ignore[call-overload]
+
+
+def require_something_to_do(start: Start | None, recipe: Recipe, plan: TrainingPlan) -> None:
+    """Refuse to continue a run that has done already what is asked for.
+
+    Raises:
+        ConfigError: It has.
+    """
+    if start is None or start.carry == "weights":
+        return
+    done = start.checkpoint
+    if done.global_step < plan.total_steps:
+        return
+    if recipe.max_steps is not None and done.global_step < recipe.epochs * plan.steps_per_epoch:
+        raise ConfigError(
+            f"is {recipe.max_steps}, and the run that is continued has done {done.global_step} steps already",
+            where="max_steps",
+            fix=f"max_steps: {done.global_step + recipe.max_steps}",
+        )
+    raise ConfigError(
+        f"is {recipe.epochs}, and the run that is continued has {done.epoch} epochs already",
+        where="epochs",
+        fix=f"epochs: {done.epoch + recipe.epochs}",
+    )

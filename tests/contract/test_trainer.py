@@ -48,6 +48,7 @@ class Backend:
 
     name: str
     bench: Bench
+    make: Callable[[], Trainer]
     results: list[EpochResult] = field(default_factory=list)
 
     @property
@@ -72,7 +73,7 @@ def params(names: Iterable[str]) -> list[Any]:
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     name: str = request.param
     bench = Bench(BACKENDS[name](), tmp_path_factory.mktemp("trainer") / "bench", FIELDS.get(name, {}))
-    return Backend(name, bench)
+    return Backend(name, bench, BACKENDS[name])
 
 
 def who(claims: Callable[[Capabilities], bool]) -> pytest.MarkDecorator:
@@ -104,7 +105,7 @@ def test_capabilities(backend: Backend) -> None:
     assert can.resume in ("exact", "state", "none")
     assert "none" in can.quantization
     assert can.full or can.lora
-    assert can == BACKENDS[backend.name]().capabilities()
+    assert can == backend.make().capabilities()
 
 
 @pytest.mark.parametrize("name", BACKENDS)

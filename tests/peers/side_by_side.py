@@ -1,39 +1,38 @@
 """One supervised recipe on every backend, its losses side by side: `make backends`.
 
-Exits 1 where two backends that start from the same adapter differ by more than they may, or one doesn't learn. A
-service makes its adapter's first weights itself, so that of its losses only the first is the same.
+Each is chosen as a user does, by one word of run config. Exits 1 where two backends that start from the same adapter
+differ by more than they may, or one doesn't learn. A service makes its adapter's first weights itself, so that of its
+losses only the first is the same.
 """
 
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kitchen_resources.blobs.local import LocalBlobs
+import dagster as dg
+
+import kitchen_assets as kitchen
 from kitchen_resources.embedded import write_model
-from kitchen_resources.numerics import preserved_numerics
-from kitchen_resources.recipes.supervised import SupervisedRecipe
-from kitchen_resources.training.local.backend import LocalTrainer
-from kitchen_resources.training.port import StepMetrics, Trainer
-from kitchen_resources.training.run import TrainingRun
-from kitchen_resources.training.tinker.backend import TinkerTrainer
-from kitchen_resources.training.trl.backend import TrlTrainer
-from tests.engine import Told
+from tests.peers.ray_cluster import ray_cluster
 from tests.peers.skyrl import KEY, skyrl
-from tests.rail import Rail
-from tests.training_bench import Shelf
 
 RECIPE: Mapping[str, Any] = {
     "epochs": 2,
     "max_rows": 64,
+    "held_out": "0",
     "max_length": 128,
     "batch_size": 4,
     "gradient_accumulation_steps": 2,
     "learning_rate": 1.0e-2,
     "lora": {"rank": 8},
+    "eval_every": 0,
+    "evaluations": [],
 }
 SAME = 1.0e-4
 """How far losses from the same first adapter may lie apart, relative. Measured: under 1e-5 after 16 updates."""
@@ -42,25 +41,31 @@ SAME_BASE = 1.0e-3
 """How far a service's first loss may lie from this machine's, relative."""
 
 
-def losses(make: Callable[[], Trainer], folder: Path, base: Path) -> list[StepMetrics]:
-    """The steps of the recipe on a backend."""
-    rail = Rail(blobs=LocalBlobs(folder / "store"), trainer=make)
-    rail.add("mine", SupervisedRecipe, {**RECIPE, "model": str(base)})
-    with preserved_numerics():
-        job = TrainingRun(rail.launch("mine"), Told()).job()
-        job.scratch.mkdir(parents=True)
-        shelf, parent = Shelf(folder / "shelf"), None
-        session = make().open(job)
-        try:
-            for epoch in range(1, job.plan.epochs + 1):
-                shelf.parent = parent.global_step if parent else 0
-                parent = session.train_epoch(epoch, parent, shelf).checkpoint
-        finally:
-            session.close()
-    return shelf.steps
+@dataclass(frozen=True)
+class Step:
+    """What is compared of an optimiser step."""
+
+    loss: float
+    tokens: int
 
 
-def wrong(steps: Mapping[str, list[StepMetrics]]) -> list[str]:
+def steps_on(backend: Mapping[str, Any], folder: Path, base: Path) -> list[Step]:
+    """Run the recipe on a backend; its steps."""
+    (folder / "dagster").mkdir(parents=True)
+    events = folder / "events.jsonl"
+    resources = {
+        "blobs": {"store": {"local": {"path": str(folder / "store")}}},
+        "telemetry": {"console": False, "jsonl": str(events)},
+        "trainer": {"backend": dict(backend)},
+    }
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder / "dagster")) as instance:
+        kitchen.run("supervised", {**RECIPE, "model": str(base)}, resources, instance=instance)
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    numbers = [event["measurements"] for event in told if event["event"] == "training.step"]
+    return [Step(step["loss"], step["tokens"]) for step in numbers]
+
+
+def wrong(steps: Mapping[str, Sequence[Step]]) -> list[str]:
     """What isn't as it should be, one sentence each."""
     found = []
     for name, ours in steps.items():
@@ -76,6 +81,15 @@ def wrong(steps: Mapping[str, list[StepMetrics]]) -> list[str]:
     return found
 
 
+def table(steps: Mapping[str, Sequence[Step]]) -> str:
+    """The losses, and how far each lies from trl's."""
+    lines = ["step " + "".join(f"{name:>24}" for name in steps)]
+    for number, row in enumerate(zip(*steps.values(), strict=True), start=1):
+        cells = (f"{step.loss:.6f} ({step.loss - row[0].loss:+.1e})" for step in row)
+        lines.append(f"{number:>4} " + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Train on all backends; the exit status."""
     os.environ["TINKER_API_KEY"] = KEY
@@ -83,18 +97,23 @@ def main() -> int:
         folder = Path(temporary)
         base = folder / "tiny"
         write_model(base)
-        server = stack.enter_context(skyrl(folder / "skyrl", base))
-        backends: dict[str, Callable[[], Trainer]] = {
-            "trl": lambda: TrlTrainer(device="cpu", threads=1),
-            "trl, 2 processes": lambda: TrlTrainer(device="cpu", threads=1, processes=2),
-            "local": lambda: LocalTrainer(device="cpu", threads=1),
-            "tinker": lambda: TinkerTrainer(str(base), base_url=server.url, deadline_s=120.0),
+        here = {"device": "cpu", "threads": 1}
+        steps = {
+            name: steps_on(backend, folder / name.replace(", ", "-"), base)
+            for name, backend in {
+                "trl": {"trl": here},
+                "local": {"local": here},
+                "trl, 2 processes": {"trl": {**here, "processes": 2}},
+            }.items()
         }
-        steps = {name: losses(make, folder / name.replace(", ", "-"), base) for name, make in backends.items()}
-    print("step " + "".join(f"{name:>24}" for name in steps))
-    for row in zip(*steps.values(), strict=True):
-        cells = (f"{step.loss:>13.6f} ({step.loss - row[0].loss:+.1e})" for step in row)
-        print(f"{row[0].global_step:>4} " + "".join(f"{cell:>24}" for cell in cells))
+        with skyrl(folder / "skyrl", base) as server:
+            service = {"base_model": str(base), "base_url": server.url, "request_deadline_s": 120.0}
+            steps["tinker"] = steps_on({"tinker": service}, folder / "tinker", base)
+        cluster = stack.enter_context(ray_cluster(folder / "ray.log"))
+        os.environ.update(cluster.env)
+        workers = {"address": cluster.address, "processes": 2, "threads": 1}
+        steps["ray"] = steps_on({"ray": workers}, folder / "ray", base)
+    print(table(steps))
     problems = wrong(steps)
     print("\n".join(problems) or "all backends are alike, and learn")
     return int(bool(problems))

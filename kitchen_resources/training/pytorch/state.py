@@ -27,15 +27,22 @@ def is_training_state(name: str) -> bool:
     return name in TRAINING_STATE or name.startswith("rng-")
 
 
-def write_training_state(folder: Path, optimizer: Any, scheduler: Any) -> None:
+def write_training_state(folder: Path, optimizer_state: Mapping[str, Any], scheduler: Any) -> None:
     """Write the state of optimiser, schedule and random numbers as they are now."""
-    write_optimizer(folder, optimizer.state_dict())
+    write_optimizer(folder, optimizer_state)
     (folder / SCHEDULE).write_bytes(canonical_json(_json_value(scheduler.state_dict())))
     write_rng(folder, rng_state())
 
 
-def write_weights(folder: Path, model: Any) -> tuple[list[str], list[str]]:
+def write_weights(
+    folder: Path, model: Any, weights_of: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
     """Write the trained weights, and what describes them.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        weights_of: Its trained weights by name, where the model holds only a part of them.
 
     Returns:
         Names of the files with weights, and of those beside them.
@@ -46,10 +53,10 @@ def write_weights(folder: Path, model: Any) -> tuple[list[str], list[str]]:
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        return _write_adapter(folder, model), []
+        return _write_adapter(folder, model, weights_of), []
     before = {path.name for path in folder.iterdir()}
-    _require_finite(dict(model.named_parameters()))
-    model.save_pretrained(folder)
+    _require_finite(weights_of or dict(model.named_parameters()))
+    model.save_pretrained(folder, state_dict=weights_of)
     written = sorted(path.name for path in folder.iterdir() if path.name not in before)
     weights = [name for name in written if name.endswith((".safetensors", ".safetensors.index.json"))]
     return weights, [name for name in written if name not in weights]
@@ -69,12 +76,13 @@ def load_weights(folder: Path, model: Any) -> None:
     model.tie_weights()
 
 
-def _write_adapter(folder: Path, model: Any) -> list[str]:
+def _write_adapter(folder: Path, model: Any, weights_of: Mapping[str, Any] | None) -> list[str]:
     """The adapter's weights, and its config in our own hand: peft writes sets in hash order, and the base's path."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    found = get_peft_model_state_dict(model, state_dict=weights_of)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     _require_finite(weights)
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (folder / ADAPTER_CONFIG).write_bytes(canonical_adapter_config(model.peft_config["default"].to_dict()))

@@ -10,10 +10,7 @@ from kitchen_resources.training.port import Trainer
 
 
 class RayBackend(dg.Config):
-    """TRL on a Ray cluster, as a job of it. Its nodes see the store's disk, and have this package installed.
-
-    Not offered by the `trainer` resource yet: its test on a real cluster doesn't pass.
-    """
+    """TRL on a Ray cluster, as a job of it. Its nodes see this machine's disk, and have this package installed."""
 
     kind: Literal["ray"] = "ray"
     address: str = Field(description="The cluster's dashboard, such as http://127.0.0.1:8265.")

@@ -5,7 +5,6 @@ stops it before it submits its own. There are never two.
 """
 
 import os
-import queue
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from kitchen_resources.dagster_context import current_context
 from kitchen_resources.errors import BackendError, CapabilityError
 from kitchen_resources.training.port import TrainingJob
-from kitchen_resources.training.worker.session import Message
+from kitchen_resources.training.worker.messages import NAME, Message, custom_messages
 
 JOB_TAG = "kitchen/ray_job"
 """Tag of a Dagster run: the Ray job that trains it."""
@@ -73,16 +72,20 @@ class RayJobs:
                 }
             },
         }
-        return RayWorkers(self._address, client, submission, parameters, context)
+        return RayWorkers(self._address, client, submission, parameters, context, folder)
 
 
 class RayWorkers:
     """See `Workers`."""
 
-    def __init__(self, address: str, client: Any, submission: str, parameters: dict[str, Any], context: Any) -> None:
+    def __init__(
+        self, address: str, client: Any, submission: str, parameters: dict[str, Any], context: Any, folder: Path
+    ) -> None:
         self._client = client
         self._submission = submission
-        self._told: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._path = folder / NAME
+        self._path.touch()
+        self._reader = _logs_only(self._path)
         self._ended: str | None = None
         self._thread = threading.Thread(
             target=self._run, args=(address, parameters, context), name="ray job", daemon=True
@@ -95,7 +98,7 @@ class RayWorkers:
         try:
             pipes = PipesRayJobClient(
                 address=address,
-                message_reader=_listening(self._told),
+                message_reader=self._reader,
                 poll_interval=_POLL_S,
                 forward_termination=False,
             )
@@ -111,17 +114,13 @@ class RayWorkers:
 
     def messages(self) -> Iterator[Message | None]:
         """See `Workers.messages`."""
-        while True:
-            try:
-                yield self._told.get_nowait()
-            except queue.Empty:
-                yield None
+        return custom_messages(self._path, lambda message: self._reader.handler.handle_message(message))
 
     def log(self) -> Sequence[str]:
         """See `Workers.log`."""
         with suppress(Exception):
             text: str = self._client.get_job_logs(self._submission)
-            return [line for line in text.splitlines() if "__dagster_pipes_version" not in line]
+            return text.splitlines()
         return []
 
     def wait(self, seconds: float) -> None:
@@ -229,29 +228,18 @@ def _stop(client: Any, submission: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _listening(told: "queue.SimpleQueue[Message]") -> Any:
-    """dagster-ray's reader of a job's log, whose custom messages are handed over as they come."""
+def _logs_only(messages: Path) -> Any:
+    """dagster-ray's reader of a job's log, which is for people: what workers tell goes to a file."""
+    from dagster_pipes import PipesDefaultMessageWriter
     from dagster_ray.core.pipes import PipesRayJobMessageReader
 
-    class Handler:
-        """Dagster's own handler, but for custom messages."""
-
-        def __init__(self, inner: Any) -> None:
-            self._inner = inner
-
-        def handle_message(self, message: Any) -> None:
-            if message["method"] == "report_custom_message":
-                told.put(message["params"]["payload"])
-            else:
-                self._inner.handle_message(message)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
-
     class Reader(PipesRayJobMessageReader):  # type: ignore[misc]
+        handler: Any = None
+
         @contextmanager
         def read_messages(self, handler: Any) -> Iterator[Any]:
-            with super().read_messages(Handler(handler)) as parameters:
-                yield parameters
+            self.handler = handler
+            with super().read_messages(handler):
+                yield {PipesDefaultMessageWriter.FILE_PATH_KEY: str(messages)}
 
     return Reader()

@@ -334,6 +334,7 @@ def training_arguments(
         "disable_tqdm": True,
         "log_level": "error",
         **(_DISTRIBUTED if processes > 1 else {}),
+        **_sharded(resolution),
         **method_arguments,
         **recipe.trainer_args,
     }
@@ -343,3 +344,10 @@ def training_arguments(
         raise ConfigError(
             f"{config_class.__name__} refuses a value: {error}", where="trainer_args", fix="correct that argument"
         ) from error
+
+
+def _sharded(resolution: Resolution) -> dict[str, Any]:
+    """Arguments by which weights are shared out among the processes."""
+    settings = resolution.values.get("fsdp")
+    # transformers changes what it is given.
+    return {} if settings is None else {"fsdp": True, "fsdp_config": dict(settings)}

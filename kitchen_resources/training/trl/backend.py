@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.recipes.preference import PreferenceRecipe
@@ -28,9 +30,17 @@ class TrlTrainer:
         device: Where to train: auto, cpu or cuda.
         threads: CPU threads of a process; None for as many as suit the model.
         processes: How many share the work; each has a GPU of its own where there are any.
+        fsdp: Settings of FSDP, by which they share the weights too; None for a copy each.
     """
 
-    def __init__(self, device: str = "auto", threads: int | None = None, processes: int = 1) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        threads: int | None = None,
+        processes: int = 1,
+        fsdp: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._fsdp = fsdp
         self._device = device
         self._threads = threads
         self._processes = processes
@@ -42,7 +52,7 @@ class TrlTrainer:
             methods=_METHODS if self._processes == 1 else _SHARED,
             resume="exact",
             step_checkpoints=(_METHODS if self._processes == 1 else _SHARED) - {"reinforcement"},
-            quantization=frozenset({"none", "8bit", "4bit"}),
+            quantization=frozenset({"none"} if self._fsdp is not None else {"none", "8bit", "4bit"}),
         )
 
     def check(self, recipe: Recipe) -> list[Problem]:
@@ -68,7 +78,7 @@ class TrlTrainer:
         if isinstance(recipe, ReinforcementRecipe):
             require_engine(recipe)
         method = METHODS[recipe.method]
-        return resolve_here(
+        resolution = resolve_here(
             recipe,
             base,
             models,
@@ -79,6 +89,9 @@ class TrlTrainer:
             frozen_copies=method.frozen_copies(recipe),
             processes=self._processes,
         )
+        if self._fsdp is None:
+            return resolution
+        return replace(resolution, values={**resolution.values, "fsdp": dict(self._fsdp)})
 
     def open(self, job: TrainingJob) -> Session:
         """See `Trainer.open`."""

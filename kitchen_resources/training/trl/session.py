@@ -96,9 +96,9 @@ class TrlSession:
     def _train(self, attempt: "EpochAttempt", epoch: int, parent: LocalCheckpoint | None, folder: Path) -> None:
         trainer = self._build(epoch, attempt, folder)
         resume = None
-        if parent is not None and parent.restart == "weights":
+        if parent is not None and (parent.restart == "weights" or "fsdp" in self._job.resolution.values):
             load_weights(parent.folder, trainer.model)
-        elif parent is not None:
+        if parent is not None and parent.restart != "weights":
             resume = str(write_resume_folder(parent, folder / "resume", batch_size=self._job.recipe.batch_size))
         trainer.train(resume_from_checkpoint=resume)
 

@@ -14,6 +14,12 @@ from kitchen_resources.training.attempt import SavedState
 from kitchen_resources.training.plan import TrainingPlan
 from kitchen_resources.training.pytorch.state import rng_state, write_rng, write_training_state, write_weights
 from kitchen_resources.training.trl.processes import gathered, rank
+from kitchen_resources.training.trl.sharding import (
+    is_sharded,
+    load_whole_optimizer_state,
+    whole_optimizer_state,
+    whole_weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +128,10 @@ class KitchenTrainerMixin:
         """
         fresh = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         base_lrs = list(self.lr_scheduler.base_lrs)
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and is_sharded(self.model):
+            self._load_whole(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is None:
             return
         self.lr_scheduler.base_lrs = base_lrs
@@ -135,19 +144,33 @@ class KitchenTrainerMixin:
         # What the Trainer logs as the step's rate is what the schedule says that it set last.
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        """As transformers does it; weights that are to be shared out were loaded before they were."""
+        if not self.accelerator.is_fsdp2:
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+
+    def _load_whole(self, checkpoint: Path) -> None:
+        import torch
+
+        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+        load_whole_optimizer_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(checkpoint / "scheduler.pt", weights_only=True))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the state as safetensors and JSON, and hand it over; transformers' own writing is not used."""
         folder = Path(self.args.output_dir) / f"state-{self.state.global_step}-{self._attempts}"
         self._attempts += 1
         folder.mkdir(parents=True)
         states = gathered(rng_state())
+        whole = whole_weights(self.model) if is_sharded(self.model) else None
+        optimizer_state = whole_optimizer_state(self.optimizer) if whole else self.optimizer.state_dict()
         if rank():
             # The first process writes for all; the others wait for what becomes of it.
             self._save(SavedState(folder, [], [], {}))
             return
-        weights, others = write_weights(folder, self.accelerator.unwrap_model(self.model))
+        weights, others = write_weights(folder, self.accelerator.unwrap_model(self.model), whole)
         before = {path.name for path in folder.iterdir()}
-        write_training_state(folder, self.optimizer, self.lr_scheduler)
+        write_training_state(folder, optimizer_state, self.lr_scheduler)
         for number, state in enumerate(states[1:], start=1):
             write_rng(folder, state, number)
         written = sorted(path.name for path in folder.iterdir() if path.name not in before)

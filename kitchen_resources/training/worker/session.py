@@ -22,6 +22,7 @@ from kitchen_resources.training.port import (
 from kitchen_resources.training.pytorch.export import export_model
 from kitchen_resources.training.worker.job_file import checkpoint_value, job_value, result_from, steps_from
 from kitchen_resources.training.worker.mailbox import Mailbox
+from kitchen_resources.training.worker.messages import Message
 
 STOP_S = 10.0
 """How long workers that were told to end may take, in seconds."""
@@ -33,8 +34,6 @@ _LOST = re.compile(
     r"connection (closed|reset) by peer|broken pipe|socket closed|remote (process|error)", re.IGNORECASE
 )
 """What a process says whose partner is gone."""
-
-Message = dict[str, Any]
 
 
 class Workers(Protocol):

@@ -1,6 +1,5 @@
 """Several processes on this machine that train one job together, started by torchrun."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, DAGSTER_PIPES_MESSAGES_
 
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.training.port import TrainingJob
-from kitchen_resources.training.worker.session import STOP_S, Message
+from kitchen_resources.training.worker.messages import NAME, Message, custom_messages
+from kitchen_resources.training.worker.session import STOP_S
 
 
 class Torchrun:
@@ -31,7 +31,7 @@ class Torchrun:
     def __call__(self, folder: Path, job: TrainingJob) -> "TorchrunWorkers":
         """See `Starter`."""
         (folder / "context.json").write_bytes(canonical_json(_pipes_context(job)))
-        messages = folder / "messages.jsonl"
+        messages = folder / NAME
         messages.touch()
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -68,17 +68,7 @@ class TorchrunWorkers:
 
     def messages(self) -> Iterator[Message | None]:
         """See `Workers.messages`."""
-        with (self._folder / "messages.jsonl").open("rb") as stream:
-            line = b""
-            while True:
-                line += stream.readline()
-                if not line.endswith(b"\n"):
-                    yield None
-                    continue
-                message, line = json.loads(line), b""
-                if message["method"] == "report_custom_message":
-                    payload: Message = message["params"]["payload"]
-                    yield payload
+        return custom_messages(self._folder / NAME)
 
     def log(self) -> Sequence[str]:
         """See `Workers.log`."""

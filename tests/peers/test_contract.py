@@ -1,0 +1,39 @@
+"""The trainer port's contract, over a service that speaks the Tinker API.
+
+What only exact or whole-model backends claim isn't asked of it; its resumes are in test_tinker_runs.py.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from kitchen_resources.training.port import Trainer
+from kitchen_resources.training.tinker.backend import TinkerTrainer
+from tests.contract.test_trainer import (  # noqa: F401  (tests that pytest finds here)
+    Backend,
+    test_a_resolution_leaves_nothing_open,
+    test_a_simulated_base_is_refused_by_whoever_trains,
+    test_a_sound_recipe_has_no_problem,
+    test_a_state_is_safetensors_and_json,
+    test_arguments_of_ones_own_are_checked_before_work,
+    test_capabilities,
+    test_checkpoints_lie_at_the_end_of_every_epoch_and_where_they_are_asked_for,
+    test_closed_twice,
+    test_every_row_is_received_once_an_epoch_as_planned,
+    test_it_is_a_trainer,
+    test_numbers_of_an_epoch,
+    test_steps_follow_the_plan,
+    test_weights_alone_start_at_step_one,
+    test_what_moves_weights_moves_the_state,
+)
+from tests.peers.skyrl import SkyRL
+from tests.training_bench import Bench
+
+
+@pytest.fixture(scope="module")
+def backend(server: SkyRL, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    def make() -> Trainer:
+        return TinkerTrainer(str(base), base_url=server.url, deadline_s=120.0)
+
+    fields = {"model": str(base), "lora": {"rank": 8}}
+    return Backend("tinker", Bench(make(), tmp_path_factory.mktemp("trainer") / "bench", fields), make)
