@@ -21,6 +21,10 @@ _POLL_S = 0.5
 _held: set[str] = set()
 
 
+class NotNeeded(Exception):
+    """What a lease was wanted for was done meanwhile, by its holder."""
+
+
 class Lease:
     """The right to change a run's head. Every change is one compare-and-swap on it.
 
@@ -136,6 +140,7 @@ def acquire(
     wait_s: float,
     ttl_s: float = LEASE_TTL_S,
     on_wait: Callable[[Holder], None] = lambda holder: None,
+    needed: Callable[[Head], bool] = lambda head: True,
 ) -> Lease:
     """Take the lease of a run, waiting for its holder to finish or to be gone.
 
@@ -146,14 +151,16 @@ def acquire(
         wait_s: How long to wait for a living holder, in seconds.
         ttl_s: See `LEASE_TTL_S`; a holder on this host whose process is gone is replaced at once.
         on_wait: Called once when there is someone to wait for.
+        needed: Whether the lease is still wanted, by the head that is seen while waiting.
 
     Raises:
         LeaseHeld: The holder still lives after `wait_s`.
+        NotNeeded: It isn't wanted any more.
     """
     holder = this_holder(run)
     _held.add(holder.id)
     try:
-        return _take(blobs, fingerprint, holder, wait_s, ttl_s, on_wait)
+        return _take(blobs, fingerprint, holder, wait_s, ttl_s, on_wait, needed)
     except BaseException:
         _held.discard(holder.id)
         raise
@@ -166,6 +173,7 @@ def _take(
     wait_s: float,
     ttl_s: float,
     on_wait: Callable[[Holder], None],
+    needed: Callable[[Head], bool],
 ) -> Lease:
     key = head_key(fingerprint)
     deadline = time.monotonic() + wait_s
@@ -175,6 +183,8 @@ def _take(
     while True:
         stored = blobs.get(key)
         head = decode_head(stored.data, key) if stored else Head(fingerprint)
+        if told and not needed(head):
+            raise NotNeeded
         now = time.monotonic()
         if (head.token, head.heartbeat) != seen:
             seen, seen_at = (head.token, head.heartbeat), now

@@ -139,11 +139,14 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def live(self) -> LiveTrainer:
         """The backend with its session, opened when it is first used."""
         if self._live is None:
-            self._live = LiveTrainer(self.backend.adapter())
+            self._live = LiveTrainer(self.backend.adapter(), keeps_lease=True)
         return self._live
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Close the session, also after a failure."""
+        """Close the session and give the lease back, also after a failure."""
         if self._live is not None:
-            self._live.discard()
-            self._live = None
+            live, self._live = self._live, None
+            try:
+                live.discard()
+            finally:
+                live.let_go()

@@ -16,7 +16,7 @@ from pathlib import Path
 from kitchen_resources.blobs.derived import DerivedStore
 from kitchen_resources.blobs.workplace import remove_abandoned
 from kitchen_resources.checkpoints.head import CheckpointEntry, Head, Holder
-from kitchen_resources.checkpoints.lease import Lease, acquire
+from kitchen_resources.checkpoints.lease import Lease, NotNeeded, acquire
 from kitchen_resources.checkpoints.manifest import Manifest
 from kitchen_resources.checkpoints.store import RunRecord
 from kitchen_resources.errors import BackendError, CheckpointError, KitchenError, LedgerError, StateLost
@@ -161,8 +161,10 @@ class TrainingRun:
             return 0
         self._failure.raise_if_left()
         try:
-            with self._leased() as lease:
+            with self._leased(keep=epoch < self.plan.epochs, unless_done=epoch) as lease:
                 return self._train_through(lease, epoch)
+        except NotNeeded:
+            return 0
         except BaseException as error:
             self._launch.ports.trainer.discard()
             self._mark_failed(error)
@@ -187,6 +189,7 @@ class TrainingRun:
                 self._remove_scratch()
                 lease.update(lambda current: replace(current, end=self._progress.end(current)))
             head = self.head()
+        self._launch.ports.trainer.let_go()
         ledger = self._require_planned_rows(head)
         return Finished(head=head, selected=self._progress.selected(head), steps_done=steps, ledger=ledger)
 
@@ -459,22 +462,33 @@ class TrainingRun:
             self._observer.say(f"could not mark the run as failed: {failure}")
 
     @contextmanager
-    def _leased(self) -> Iterator[Lease]:
-        lease = acquire(
+    def _leased(self, *, keep: bool = False, unless_done: int | None = None) -> Iterator[Lease]:
+        """Hold the lease.
+
+        Args:
+            keep: Keep it for the next epoch where this process trains that too: whoever waits would take it meanwhile.
+            unless_done: An epoch; `NotNeeded` is raised when its holder makes it while this waits.
+        """
+        trainer = self._launch.ports.trainer
+        lease = trainer.take_lease(self.fingerprint) or acquire(
             self._launch.ports.blobs,
             self.fingerprint,
             run=self._launch.run_id,
             wait_s=self._recipe.lease_wait_s,
             on_wait=self._say_waiting,
+            needed=lambda head: unless_done is None or not self._progress.is_done(head, unless_done),
         )
+        kept = False
         try:
             yield lease
+            kept = keep and trainer.keep_lease(lease)
         finally:
-            try:
-                lease.release()
-            except KitchenError as error:
-                # The lease runs out by itself; what was trained is published or it isn't.
-                self._observer.say(f"could not give the lease back: {error}")
+            if not kept:
+                try:
+                    lease.release()
+                except KitchenError as error:
+                    # The lease runs out by itself; what was trained is published or it isn't.
+                    self._observer.say(f"could not give the lease back: {error}")
 
     def _say_waiting(self, holder: Holder) -> None:
         self._observer.say(f"waiting for run {holder.run} (process {holder.pid}), which trains the same recipe")

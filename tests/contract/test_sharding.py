@@ -54,7 +54,7 @@ def test_parts_train_as_copies_do_and_resume_exactly(tmp_path: Path, lora: dict[
     for step, epoch, end in ((2, 1, 3), (3, 2, 6)):
         shelf = bench.shelf(parent=step)
         shelf.drafts.update(parts.drafts)
-        bench.train(bench.job(**{**fields, "checkpoint_steps": 0}), shelf, [epoch], parts.checkpoints[step])
+        bench.train(bench.job(lora=lora), shelf, [epoch], parts.checkpoints[step])
         assert [s.loss for s in shelf.steps] == [s.loss for s in parts.steps[step:end]]
         assert shelf.digests()[end] == parts.digests()[end]
 

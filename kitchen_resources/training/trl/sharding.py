@@ -107,5 +107,5 @@ def _whole(value: Any) -> Any:
 
     if not isinstance(value, DTensor):
         return value
-    whole = value.detach().full_tensor()
+    whole: Any = value.full_tensor().detach()
     return whole.cpu() if rank() == 0 else None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kitchen_resources.errors import BackendError
 from kitchen_resources.formulas.schedules import learning_rate
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.attempt import SavedState
@@ -162,6 +163,8 @@ class KitchenTrainerMixin:
         self._attempts += 1
         folder.mkdir(parents=True)
         states = gathered(rng_state())
+        if self.accelerator.is_fsdp2 and not is_sharded(self.model):
+            raise BackendError("the weights weren't shared out", where="trainer.backend.trl.fsdp", fix="report this")
         whole = whole_weights(self.model) if is_sharded(self.model) else None
         optimizer_state = whole_optimizer_state(self.optimizer) if whole else self.optimizer.state_dict()
         if rank():
