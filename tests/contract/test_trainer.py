@@ -76,10 +76,16 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Backend(name, bench, BACKENDS[name])
 
 
-def who(claims: Callable[[Capabilities], bool]) -> pytest.MarkDecorator:
+def who(claims: Callable[[Capabilities], bool], among: Iterable[str] = BACKENDS) -> pytest.MarkDecorator:
     """Ask only the backends that claim something."""
-    claiming = [name for name in BACKENDS if claims(BACKENDS[name]().capabilities())]
+    claiming = [name for name in among if claims(BACKENDS[name]().capabilities())]
     return pytest.mark.parametrize("backend", params(claiming), indirect=True)
+
+
+IN_THIS_PROCESS = [name for name in BACKENDS if "processes" not in name]
+"""What is asked only of these: several processes do in it what one does, and take long to start."""
+
+alone = pytest.mark.parametrize("backend", params(IN_THIS_PROCESS), indirect=True)
 
 
 def resumes_exactly(can: Capabilities) -> bool:
@@ -269,7 +275,7 @@ def _resume(backend: Backend, step: int) -> None:
     assert [s.global_step for s in shelf.drafts[end].steps] == list(range(end - 2, end + 1))
 
 
-@who(resumes_exactly)
+@who(resumes_exactly, IN_THIS_PROCESS)
 def test_a_failed_report_ends_the_epoch_and_publishes_nothing(backend: Backend) -> None:
     shelf = backend.bench.shelf(fail_at=2)
     job = backend.bench.job()
@@ -285,6 +291,7 @@ def test_a_failed_report_ends_the_epoch_and_publishes_nothing(backend: Backend) 
     assert shelf.digests() == {3: backend.undisturbed.digests()[3]}
 
 
+@alone
 @pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 1.0e-3}], ids=str)
 def test_what_moves_weights_moves_the_state(backend: Backend, change: dict[str, Any]) -> None:
     shelf = backend.bench.shelf()
@@ -292,6 +299,7 @@ def test_what_moves_weights_moves_the_state(backend: Backend, change: dict[str, 
     assert set(shelf.digests().values()).isdisjoint(backend.undisturbed.digests().values())
 
 
+@alone
 def test_weights_alone_start_at_step_one(backend: Backend) -> None:
     whole = backend.undisturbed
     parent = replace(whole.checkpoints[6], restart="weights")
@@ -308,7 +316,7 @@ def test_weights_alone_start_at_step_one(backend: Backend) -> None:
 # LoRA, export, the end.
 
 
-@who(lambda can: can.lora)
+@who(lambda can: can.lora, IN_THIS_PROCESS)
 def test_an_adapter(backend: Backend, tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8, "dropout": 0.1}
     shelf = backend.bench.shelf()
@@ -327,6 +335,7 @@ def test_an_adapter(backend: Backend, tmp_path: Path) -> None:
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
 
 
+@alone
 def test_export_makes_a_new_folder_that_plain_transformers_loads(backend: Backend, tmp_path: Path) -> None:
     session = backend.bench.trainer.open(backend.bench.job())
     checkpoint = backend.undisturbed.checkpoints[6]
@@ -347,6 +356,7 @@ def test_export_makes_a_new_folder_that_plain_transformers_loads(backend: Backen
     assert all((loaded[name] == stored[name]).all() for name in stored)
 
 
+@alone
 def test_closed_twice(backend: Backend) -> None:
     import torch
 

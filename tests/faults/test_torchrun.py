@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,22 @@ def _rank_one(found: list[psutil.Process]) -> psutil.Process:
     return rank
 
 
-@pytest.mark.parametrize("which", [_rank_one, lambda found: found[0]], ids=["a worker", "torchrun"])
-def test_what_is_killed_is_started_again_and_the_bits_are_the_same(
-    tmp_path: Path, expected: dict[int, str], which: Callable[[list[psutil.Process]], psutil.Process]
-) -> None:
+def test_what_is_killed_is_started_again_and_the_bits_are_the_same(tmp_path: Path, expected: dict[int, str]) -> None:
+    """First a worker, and when its run has gone on, torchrun."""
     process = started(tmp_path)
-    found = workers(process)
-    which(found).send_signal(signal.SIGKILL)
+    first = workers(process)
+    _rank_one(first).send_signal(signal.SIGKILL)
+    published = len(digests(tmp_path))
+    while len(digests(tmp_path)) <= published + 1:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    second = workers(process)
+    second[0].send_signal(signal.SIGKILL)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said[-3000:]
     assert digests(tmp_path) == expected
-    assert psutil.wait_procs(found, timeout=30)[1] == []
+    assert not {one.pid for one in first} & {one.pid for one in second}
+    assert psutil.wait_procs([*first, *second], timeout=30)[1] == []
 
 
 def test_a_killed_launcher_leaves_nobody_and_the_next_run_goes_on(tmp_path: Path, expected: dict[int, str]) -> None:

@@ -4,6 +4,7 @@ The job's id follows from the run, so that whoever trains the run next finds the
 stops it before it submits its own. There are never two.
 """
 
+import asyncio
 import os
 import sys
 import threading
@@ -241,5 +242,15 @@ def _logs_only(messages: Path) -> Any:
             self.handler = handler
             with super().read_messages(handler):
                 yield {PipesDefaultMessageWriter.FILE_PATH_KEY: str(messages)}
+
+        def handle_job_logs(self, handler: Any) -> None:
+            # It makes a loop for its thread, and leaves it open.
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+            try:
+                super().handle_job_logs(handler)
+            finally:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.close()
 
     return Reader()
