@@ -14,9 +14,7 @@ from typing import Any
 from kitchen_resources.digests import digest_file, digest_json
 from kitchen_resources.errors import CapabilityError, ConfigError, EvaluationError
 from kitchen_resources.evaluation.port import EvaluationResult, LoadedModel, Measure
-
-SCORER = "lm_eval"
-"""What a recipe's evaluation names as its scorer."""
+from kitchen_resources.recipes.blocks import HARNESS
 
 FOLDER_VARIABLE = "KITCHEN_HARNESS_TASKS"
 
@@ -130,7 +128,7 @@ class HarnessTask:
             }
             for sample in found.get("samples", {}).get(self.task, [])[:_SHOWN]
         ]
-        return EvaluationResult({**measures, f"{self.name}/{SCORER}": chosen}, samples)
+        return EvaluationResult({**measures, f"{self.name}/{HARNESS}": chosen}, samples)
 
 
 def harness_task(name: str, options: Mapping[str, Any], *, limit: int | None, batch_size: int) -> HarnessTask:
@@ -155,9 +153,9 @@ def wrong_harness_options(options: Mapping[str, Any]) -> str | None:
     """What is wrong with an evaluation that asks for the harness, or None; nothing is run."""
     unknown = [option for option in options if option not in _OPTIONS]
     if unknown:
-        return f"{SCORER} has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}"
+        return f"{HARNESS} has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}"
     if not isinstance(options.get("task"), str):
-        return f"{SCORER} needs the option 'task'"
+        return f"{HARNESS} needs the option 'task'"
     try:
         known = _known_tasks(_folder())
     except (ConfigError, CapabilityError) as error:
@@ -173,7 +171,7 @@ def _known_tasks(folder: Path) -> list[str]:
     except ImportError as error:
         raise CapabilityError(
             "lm-evaluation-harness isn't installed",
-            where=f"scorer {SCORER}",
+            where=f"scorer {HARNESS}",
             fix="pip install 'crucible-kitchen[harness]'",
         ) from error
     return sorted(TaskManager(include_path=str(folder), include_defaults=False).all_tasks)
@@ -184,7 +182,7 @@ def _folder() -> Path:
     if not named or not Path(named).is_dir():
         raise ConfigError(
             f"{named} is no folder" if named else f"{FOLDER_VARIABLE} isn't set",
-            where=f"scorer {SCORER}",
+            where=f"scorer {HARNESS}",
             fix=f"export {FOLDER_VARIABLE}=FOLDER (of the harness's task files) where the code location starts",
         )
     return Path(named)

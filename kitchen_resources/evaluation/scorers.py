@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kitchen_resources.errors import ConfigError, KitchenError
-from kitchen_resources.evaluation.harness import SCORER as HARNESS
 from kitchen_resources.evaluation.harness import wrong_harness_options
 from kitchen_resources.evaluation.judge import judge, wrong_judge_options
 from kitchen_resources.formulas.scoring import BUILT_IN, Score
+from kitchen_resources.recipes.blocks import HARNESS
 
 Scorer = Callable[..., Score]
 """(prediction, expected, **options) -> Score. One that has a parameter `question` gets what was asked there."""

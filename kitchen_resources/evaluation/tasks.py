@@ -12,7 +12,6 @@ from kitchen_resources.datasets.questions import question_of
 from kitchen_resources.datasets.rows import normalized_examples
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import ConfigError, DataError
-from kitchen_resources.evaluation.harness import SCORER as HARNESS
 from kitchen_resources.evaluation.harness import harness_task
 from kitchen_resources.evaluation.held_out import (
     HELD_OUT,
@@ -24,7 +23,7 @@ from kitchen_resources.evaluation.held_out import (
 )
 from kitchen_resources.evaluation.port import EvaluationTask, Question, Task
 from kitchen_resources.launch import Launch
-from kitchen_resources.recipes.blocks import EvaluationConfig
+from kitchen_resources.recipes.blocks import HARNESS, EvaluationConfig
 from kitchen_resources.recipes.preference import PreferenceRecipe
 
 EVALUATION_VERSION = 1

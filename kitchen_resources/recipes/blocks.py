@@ -7,6 +7,9 @@ from pydantic import ConfigDict
 
 from kitchen_resources.recipes.fields import recipe_field
 
+HARNESS = "lm_eval"
+"""The scorer of an evaluation whose rows and score are a task of lm-evaluation-harness."""
+
 
 class Block(dg.Config):
     """Fields of a recipe that belong together; an unknown one is refused."""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kitchen_resources.errors import ConfigError
+from kitchen_resources.recipes.blocks import HARNESS
 from kitchen_resources.recipes.fields import facts_of, fields_with_facts
 from kitchen_resources.recipes.method_rules import method_metrics, method_problems
 from kitchen_resources.recipes.recipe import Recipe
@@ -126,7 +127,7 @@ def _evaluations(recipe: Recipe) -> Iterator[Problem]:
             )
         if evaluation.name == HELD_OUT and evaluation.dataset != HELD_OUT:
             yield f"{path}.name", "held_out is the name of the recipe's own split", "name: one of its own"
-        if evaluation.dataset == HELD_OUT and held_out_share(recipe) == 0:
+        if evaluation.dataset == HELD_OUT and evaluation.scorer != HARNESS and held_out_share(recipe) == 0:
             yield f"{path}.dataset", "is held_out, and no rows are held out", 'held_out: "0.1"'
 
 
@@ -155,6 +156,9 @@ def measured_metrics(recipe: Recipe) -> list[str]:
     if held_out_share(recipe) != 0:
         metrics += method_metrics(recipe)
     for evaluation in recipe.evaluations:
+        if evaluation.scorer == HARNESS:
+            metrics.append(f"{evaluation.name}/{HARNESS}")
+            continue
         if recipe.method == "reinforcement" and evaluation.dataset == HELD_OUT:
             continue
         metrics += [f"{evaluation.name}/{evaluation.scorer}", f"{evaluation.name}/{evaluation.scorer}_passed"]

@@ -144,13 +144,14 @@ def test_a_resolution_leaves_nothing_open(backend: Backend) -> None:
 
 
 def test_a_sound_recipe_has_no_problem(backend: Backend) -> None:
-    recipe = bind(SupervisedRecipe, dict(SMALL), RecipeDefinition(name="small"))
+    recipe = bind(SupervisedRecipe, {**SMALL, **backend.bench.fields}, RecipeDefinition(name="small"))
     assert list(backend.bench.trainer.check(recipe)) == []
 
 
 def test_arguments_of_ones_own_are_checked_before_work(backend: Backend) -> None:
     args = {"adam_beta3": 1.0}
-    recipe = bind(SupervisedRecipe, {**SMALL, "trainer_args": args}, RecipeDefinition(name="small"))
+    values = {**SMALL, **backend.bench.fields, "trainer_args": args}
+    recipe = bind(SupervisedRecipe, values, RecipeDefinition(name="small"))
     problems = backend.bench.trainer.check(recipe)
     if backend.capabilities.simulated:
         # It has no arguments of its own, and pretends to be any backend.

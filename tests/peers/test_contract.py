@@ -4,11 +4,13 @@ What only exact or whole-model backends claim isn't asked of it; its resumes are
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
+from tests.contract import test_trainer as contract
 from tests.contract.test_trainer import (  # noqa: F401  (tests that pytest finds here)
     Backend,
     test_a_resolution_leaves_nothing_open,
@@ -18,13 +20,10 @@ from tests.contract.test_trainer import (  # noqa: F401  (tests that pytest find
     test_arguments_of_ones_own_are_checked_before_work,
     test_capabilities,
     test_checkpoints_lie_at_the_end_of_every_epoch_and_where_they_are_asked_for,
-    test_closed_twice,
     test_every_row_is_received_once_an_epoch_as_planned,
     test_it_is_a_trainer,
     test_numbers_of_an_epoch,
     test_steps_follow_the_plan,
-    test_weights_alone_start_at_step_one,
-    test_what_moves_weights_moves_the_state,
 )
 from tests.peers.skyrl import SkyRL
 from tests.training_bench import Bench
@@ -35,5 +34,21 @@ def backend(server: SkyRL, base: Path, tmp_path_factory: pytest.TempPathFactory)
     def make() -> Trainer:
         return TinkerTrainer(str(base), base_url=server.url, deadline_s=120.0)
 
-    fields = {"model": str(base), "lora": {"rank": 8}}
+    fields = {"model": str(base), "lora": {"rank": 8}, "precision": "auto"}
     return Backend("tinker", Bench(make(), tmp_path_factory.mktemp("trainer") / "bench", fields), make)
+
+
+# Asked of some backends only, and so with a backend of their own each.
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 1.0e-3}], ids=str)
+def test_another_seed_or_rate_gives_another_state(backend: Backend, change: dict[str, Any]) -> None:
+    contract.test_what_moves_weights_moves_the_state(backend, change)
+
+
+def test_weights_alone(backend: Backend) -> None:
+    contract.test_weights_alone_start_at_step_one(backend)
+
+
+def test_a_session_closed_twice(backend: Backend) -> None:
+    contract.test_closed_twice(backend)
