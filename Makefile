@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras doors ## make test, and the long tests, the extras, the browser, the executed docs
+test-all: $(SETUP) clean-results lint types suites full extras doors peers ## make test, and the long tests, the extras, the browser, the executed docs, the peers
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -73,13 +73,14 @@ workflows: $(SETUP) ## whole runs through Dagster on the embedded model, values 
 faults: $(SETUP) ## real SIGKILLs of real processes
 	$(PYTEST) --junitxml=$(RESULTS)/faults.xml -m "not full" tests/faults
 
+# Three at a time: much of them is waiting for processes.
 full: $(SETUP) ## the long tests that make test leaves to make test-all
-	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 2 -m full tests/workflows tests/faults tests/unit tests/contract
+	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --maxschedchunk 2 -m full tests/workflows tests/faults tests/unit tests/contract
 
 # In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
 SKYRL := $(VENV)/peers/skyrl
 peers: $(VENV)/.peers $(SKYRL)/.ready ## backends against real servers of theirs, on loopback
-	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 2 --dist loadfile tests/peers
+	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 3 --dist loadfile tests/peers
 
 backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses side by side
 	OMP_NUM_THREADS=1 $(PY) -m tests.peers.side_by_side
