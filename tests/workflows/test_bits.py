@@ -24,7 +24,6 @@ LORA = {"rank": 8, "alpha": 16, "dropout": 0.1}
 PLAIN_LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]] = {
-    "full, ragged last batch": ({}, {}, None),
     "dropout, accumulation, cosine with warm-up": (
         {
             "gradient_accumulation_steps": 2,

@@ -81,30 +81,6 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
 
 
 @pytest.mark.heavy
-@pytest.mark.full  # make test has it without Dagster (tests/unit/test_trl_settings.py) and inside an epoch (below).
-def test_dropping_the_optimiser_state_on_resume_gives_other_bits(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control of every resume test: what they compare can differ."""
-    whole = weights_digest(bench.weights(bench.run(PACKED).fingerprint))
-    _forget_the_optimizer(monkeypatch)
-    other = Bench(bench.folder / "other", bench.folder / "o", bench.instance)
-    assert weights_digest(other.weights(other.run(PACKED).fingerprint)) != whole
-
-
-def _forget_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every resume go on without the optimiser's state."""
-    real = resume.write_resume_folder
-
-    def forgetful(*args: Any, **kwargs: Any) -> Path:
-        folder = real(*args, **kwargs)
-        (folder / "optimizer.pt").unlink()
-        return folder
-
-    monkeypatch.setattr(session, "write_resume_folder", forgetful)
-
-
-@pytest.mark.heavy
 @pytest.mark.full
 def test_the_multiprocess_executor_has_the_same_bits(bench: Bench) -> None:
     # Dagster's other way to start them, spawn, is that of test_canceling.

@@ -9,6 +9,7 @@ from kitchen_resources.formulas.memory import state_bytes, training_bytes
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import BaseModel, Resolution, TrainingJob
 from kitchen_resources.training.pytorch import machine
+from kitchen_resources.training.pytorch.importing import import_libraries
 from kitchen_resources.training.pytorch.models import require_quantization, weight_dtype
 
 
@@ -40,6 +41,7 @@ def resolve_here(
     Raises:
         CapabilityError: It needs something this machine lacks.
     """
+    import_libraries()
     if base.folder is None:
         raise CapabilityError("a simulated model can't be trained", where="model", fix="name a model with weights")
     require_quantization(recipe.quantization)

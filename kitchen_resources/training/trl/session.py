@@ -19,6 +19,7 @@ from kitchen_resources.training.port import (
 )
 from kitchen_resources.training.pytorch.export import export_model
 from kitchen_resources.training.pytorch.failures import errors_named
+from kitchen_resources.training.pytorch.importing import import_trainer_libraries
 from kitchen_resources.training.pytorch.models import load_for_training, lora_config, quiet_libraries
 from kitchen_resources.training.pytorch.state import load_weights
 from kitchen_resources.training.trl import distillation, preference, reinforcement, supervised
@@ -44,6 +45,7 @@ class TrlSession:
     """
 
     def __init__(self, job: TrainingJob, *, exact_inside: bool) -> None:
+        import_trainer_libraries()
         import datasets
         import torch
         import transformers

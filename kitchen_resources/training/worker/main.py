@@ -46,6 +46,9 @@ def main(folder: Path) -> int:
 
 
 def _work(mailbox: Mailbox, rank: int, tell: Tell) -> None:
+    from kitchen_resources.training.pytorch.importing import import_trainer_libraries
+
+    import_trainer_libraries()
     from kitchen_resources.training.trl.processes import require_world_size
     from kitchen_resources.training.trl.session import TrlSession
 
