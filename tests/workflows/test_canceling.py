@@ -95,13 +95,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Head:
     [
         ("cli", signal.SIGINT),
         ("cli", signal.SIGTERM),
+        ("processes", signal.SIGINT),
         ("python", signal.SIGINT),
     ],
 )
 def test_it_stops_at_a_step_publishes_shows_canceled_and_goes_on(
     bench: Bench, door: str, number: int, undisturbed: Head
 ) -> None:
-    config = write_config(bench.folder / "config.yaml", bench.root, LONG)
+    spawned: dict[str, Any] = {"execution": {"config": {"multiprocess": {"max_concurrent": 1}}}}
+    config = write_config(bench.folder / "config.yaml", bench.root, LONG, **(spawned if door == "processes" else {}))
     home = bench.folder / "home"
     argv = [sys.executable, "-c", PYTHON_DOOR, str(config)] if door == "python" else command(config)
     process, processes = train_until_published(argv, home, bench.root)

@@ -80,6 +80,18 @@ def test_a_failure_in_epoch_2_and_re_execution_from_failure_has_the_bits_of_one_
     assert states == [checkpoint["state_digest"] for checkpoint in whole.checkpoints]
 
 
+def _forget_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every resume go on without the optimiser's state."""
+    real = resume.write_resume_folder
+
+    def forgetful(*args: Any, **kwargs: Any) -> Path:
+        folder = real(*args, **kwargs)
+        (folder / "optimizer.pt").unlink()
+        return folder
+
+    monkeypatch.setattr(session, "write_resume_folder", forgetful)
+
+
 @pytest.mark.heavy
 @pytest.mark.full
 def test_the_multiprocess_executor_has_the_same_bits(bench: Bench) -> None:
