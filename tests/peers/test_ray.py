@@ -146,6 +146,49 @@ def test_a_lost_launcher_leaves_no_job_and_the_next_run_goes_on(
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans)), "never two at a time"
 
 
+def test_a_canceled_run_leaves_no_job(
+    tmp_path: Path, cluster: RayCluster, expected: Mapping[int, dict[int, str]]
+) -> None:
+    bench = Bench(tmp_path / "bench")
+    process = subprocess.Popen(
+        _program(bench, on_ray(cluster)),
+        env=_env(cluster, bench),
+        # Also where the tests themselves run in the background, and so without this signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    _until(lambda: len(bench.digests()) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() > 0
+    head = bench.head()
+    assert head is not None
+    assert (head.holder, head.end) == (None, None)
+    (job,) = _jobs(cluster, bench)
+    assert job.status.is_terminal()
+    assert bench.steps() == list(range(1, head.entries()[-1].step + 1)), "published where it stopped"
+    assert bench.digests().items() <= expected[2].items() | {
+        (head.entries()[-1].step, head.entries()[-1].state_digest)
+    }
+
+
+def test_a_cluster_killed_in_mid_epoch_and_started_again(
+    tmp_path: Path, expected: Mapping[int, dict[int, str]]
+) -> None:
+    with ray_cluster(tmp_path / "head.log") as own:
+        bench = Bench(tmp_path / "bench")
+        process = subprocess.Popen(
+            _program(bench, on_ray(own)), env=_env(own, bench), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        _until(lambda: len(bench.digests()) >= 1, process)
+        own.kill()
+        said = process.communicate(timeout=300)[0].decode()
+        assert process.returncode != 0
+        assert "BackendError" in said
+        assert TOKEN not in said
+        own.start()
+        bench.run(on_ray(own), lease_wait_s=120.0)
+        assert bench.digests() == expected[2]
+
+
 def test_what_the_cluster_cannot_do_is_refused_before_any_work(tmp_path: Path, cluster: RayCluster) -> None:
     bench = Bench(tmp_path / "bench")
     with pytest.raises(CapabilityError, match="8 processes want 8 CPUs, and the cluster has 4"):

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,8 @@ def test_a_run_learns_and_what_it_made_is_like_any_other(bench: Bench) -> None:
     assert len(bench.losses()) == 8
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
+def _ended_by(number: int, bench: Bench, checkpoints: int) -> int:
+    """Run in a process of its own that gets a signal when it has published so often; its exit status."""
     program = (
         "import json, sys, kitchen_assets as kitchen; config, resources = json.loads(sys.argv[1]);"
         "kitchen.run('supervised', config, resources)"
@@ -133,13 +136,43 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
     given = json.dumps([bench.config({"checkpoint_steps": 2}), bench.resources()])
     env = {**os.environ, "DAGSTER_HOME": str(bench.folder)}
     (bench.folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with (bench.folder / "killed.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", program, given], env=env, stdout=log, stderr=log)
-        while not bench.store.find("") or len(bench.head().entries()) < 3:
-            assert process.poll() is None, (bench.folder / "killed.log").read_text()[-3000:]
+    with (bench.folder / "ended.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, given],
+            env=env,
+            stdout=log,
+            stderr=log,
+            # Also where the tests themselves run in the background, and so without this signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while not bench.store.find("") or len(bench.head().entries()) < checkpoints:
+            assert process.poll() is None, (bench.folder / "ended.log").read_text()[-3000:]
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        return process.wait()
+
+
+def test_a_canceled_run_leaves_nothing_loaded_at_the_service(bench: Bench) -> None:
+    def loaded() -> set[str]:
+        with closing(sqlite3.connect(bench.server.folder / "tinker.db")) as db:
+            return {model for (model,) in db.execute("select model_id from models where status != 'unloaded'")}
+
+    before = loaded()
+    assert _ended_by(signal.SIGINT, bench, 1) > 0
+    head = bench.head()
+    stopped_at = head.entries()[-1].step
+    assert stopped_at < 8
+    assert (head.holder, head.end) == (None, None)
+    for _ in range(600):
+        if loaded() <= before:
+            break
+        time.sleep(0.1)
+    assert loaded() <= before
+    assert bench.run({"checkpoint_steps": 2}).optimizer_steps == 8 - stopped_at
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
+    assert _ended_by(signal.SIGKILL, bench, 3) == -signal.SIGKILL
     before = {entry.step: entry.state_digest for entry in bench.head().entries()}
     result = bench.run({"checkpoint_steps": 2, "lease_wait_s": 120.0})
     entries = {entry.step: entry.state_digest for entry in bench.head().entries()}
