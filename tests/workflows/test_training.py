@@ -1,8 +1,8 @@
 """Supervised training on TRL: what it refuses, records, selects and stops at."""
 
 import json
-import re
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
