@@ -172,7 +172,7 @@ def _bare(model: Path, parquet: Path) -> Iterator[tuple[float, float]]:
         optimizer.step()
         optimizer.zero_grad()
         after = time.perf_counter()
-        yield after - before, float(loss)
+        yield after - before, float(loss.detach())
         before = time.perf_counter()
 
 

@@ -295,6 +295,7 @@ def test_every_script_is_there() -> None:
         "definitions_load.py",
         "preparation.py",
         "store.py",
+        "primitives.py",
     ]
     assert all(path.is_file() for path in run.SCRIPTS)
 
