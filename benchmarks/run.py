@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.comparison import BOUNDS, Measure, exceeded, load_bounds, read_measures, table, unmeasured
 
 SCRIPTS = tuple(
-    Path(__file__).with_name(f"{name}.py") for name in ("overhead", "definitions_load", "preparation", "store", "primitives")
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("overhead", "definitions_load", "preparation", "store", "primitives")
 )
 
 
