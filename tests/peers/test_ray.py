@@ -20,20 +20,10 @@ from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import BackendError, CapabilityError
+from tests.faults import test_torchrun as torchrun
 from tests.peers.ray_cluster import TOKEN, RayCluster, ray_cluster
 
-SMALL: Mapping[str, Any] = {
-    "model": "embedded:tiny",
-    "max_rows": 32,
-    "held_out": "0",
-    "epochs": 2,
-    "batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 3.0e-3,
-    "evaluations": [],
-    "eval_every": 0,
-    "checkpoint_steps": 2,
-}
+SMALL: Mapping[str, Any] = {**torchrun.SMALL, "max_rows": 32, "lora": None}
 """Two epochs of four steps, saved at every second one."""
 
 
