@@ -34,11 +34,11 @@ def measures(rounds: int = ROUNDS) -> list[Measure]:
         folder = Path(temporary)
         model, rows = _write_model(folder / "model"), _write_rows(folder / "rows.jsonl")
         parquet = _prepare({**RECIPE, "model": str(model), "dataset": str(rows)}, folder)
-        return compare(model, parquet, folder, rounds)
+        return measures_of(compare(model, parquet, folder, rounds))
 
 
-def compare(model: Path, parquet: Path, folder: Path, rounds: int) -> list[Measure]:
-    """Train in rounds.
+def compare(model: Path, parquet: Path, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """The seconds of each side's median step, a round.
 
     Raises:
         SystemExit: The sides' losses differ, so that not the same work was compared.
@@ -63,6 +63,11 @@ def compare(model: Path, parquet: Path, folder: Path, rounds: int) -> list[Measu
             if not furthest <= SAME_LOSS:
                 raise SystemExit(f"the losses of {name} differ from SFTTrainer's by up to {furthest:g}")
         print(f"round {number + 1} of {rounds}: " + ", ".join(f"{k} {v[-1]:.3f} s" for k, v in steps.items()))
+    return steps
+
+
+def measures_of(steps: Mapping[str, list[float]]) -> list[Measure]:
+    """The measures, from each side's median step of every round."""
     over = {name: [a / b for a, b in zip(steps["local"], steps[name], strict=True)] for name in ("sft", "bare")}
     return [
         *(measure(f"{name} step", values, "s") for name, values in steps.items()),

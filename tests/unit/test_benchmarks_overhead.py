@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 
-from benchmarks import definitions_load, overhead, preparation, store
+from benchmarks import definitions_load, overhead, preparation, primitives, store
 from benchmarks.comparison import load_bounds
 from benchmarks.overhead import Round, Side, between_seconds, cpu_ratio, measures_of, steady, step_ratio
 from benchmarks.stopwatch import Stopwatch, Watched
@@ -102,12 +102,21 @@ def test_all_that_is_said_of_rounds() -> None:
     assert [item.note for item in found if item.name == "  read"] == ["3.0 MiB", "3.0 MiB"]
 
 
+def test_a_step_by_primitives_is_compared_round_by_round() -> None:
+    steps = {"sft": [2.0, 4.0, 8.0], "local": [1.0, 3.0, 6.0], "bare": [1.0, 2.0, 3.0]}
+    found = {item.name: item.value for item in primitives.measures_of(steps)}
+    assert (found["local_over_sft"], found["local_over_bare"]) == (0.75, 1.5)
+    swapped = {"sft": [8.0, 2.0, 4.0], "local": [1.0, 3.0, 6.0], "bare": [1.0, 2.0, 3.0]}
+    assert {item.name: item.value for item in primitives.measures_of(swapped)}["local_over_sft"] == 1.5
+
+
 def test_every_bound_is_of_something_that_is_measured() -> None:
     load = definitions_load.Load(1.0, 1.0)
     measured = [
         *measures_of([a_round()], 0.25),
         *definitions_load.measures_of({"empty": [load], "kitchen": [load]}),
         *preparation.measures_of([1.0], 0, 0),
+        *primitives.measures_of({"sft": [1.0], "local": [1.0], "bare": [1.0]}),
         *store.ratios("local", ([1.0], [1.0]), ([1.0], [1.0])),
         *store.ratios("s3", ([1.0], [1.0]), ([1.0], [1.0])),
         *store.second_run_measures("the same machine", Counter(), 0, 0, 1.0),
