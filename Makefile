@@ -13,7 +13,7 @@ KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers backends doors browser chromium docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers backends browser chromium docs bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ ui: $(SETUP) ## the Dagster UI on http://127.0.0.1:3000
 test: $(SETUP) clean-results lint types suites ## lint, types, formulas, contracts, workflows, a fault sample
 	@$(PY) tests/summary.py "make test" $(RESULTS)
 
-test-all: $(SETUP) clean-results lint types suites full extras doors peers ## make test, and the long tests, the extras, the browser, the executed docs, the peers
+test-all: $(SETUP) clean-results lint types suites full extras peers ## make test, and the long tests, the extras, the browser, the executed docs, the peers
 	@$(PY) tests/summary.py "make test-all" $(RESULTS)
 
 clean-results:
@@ -73,9 +73,12 @@ workflows: $(SETUP) ## whole runs through Dagster on the embedded model, values 
 faults: $(SETUP) ## real SIGKILLs of real processes
 	$(PYTEST) --junitxml=$(RESULTS)/faults.xml -m "not full" tests/faults
 
-# Three at a time: much of them is waiting for processes.
-full: $(SETUP) ## the long tests that make test leaves to make test-all
-	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --maxschedchunk 2 -m full tests/workflows tests/faults tests/unit tests/contract
+# Three at a time: much of them is waiting for processes. Tests that share what took long to make stay together.
+# In one go, so that what waits for one thing leaves its time to another.
+full: chromium ## the long tests that make test leaves to make test-all, the browser and the executed docs
+	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --dist loadgroup -m full \
+	  tests/docs tests/ui tests/workflows tests/faults tests/unit tests/contract
+	$(PY) docs/generate_recipes.py --check
 
 # In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
 SKYRL := $(VENV)/peers/skyrl
@@ -109,11 +112,6 @@ $(VENV)/.extras: $(SETUP)
 $(VENV)/.browser: $(SETUP)
 	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,browser]"
 	@touch $@
-
-# Both in one go, three at a time: much of either is waiting.
-doors: chromium ## the browser and the executed docs
-	$(PYTEST) --junitxml=$(RESULTS)/doors.xml -n 3 --dist loadfile tests/docs tests/ui
-	$(PY) docs/generate_recipes.py --check
 
 browser: chromium ## the UI in headless Chromium
 	$(PYTEST) --junitxml=$(RESULTS)/browser.xml -n 2 --dist loadfile tests/ui

@@ -15,6 +15,8 @@ from kitchen_resources.training.custom_loss import find_loss
 from kitchen_resources.training.resource import TrainerResource
 from tests.docs.test_readme import blocks
 
+pytestmark = pytest.mark.full
+
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 
 

@@ -20,6 +20,8 @@ from kitchen_resources.recipes.files import load_recipe
 from kitchen_resources.recipes.rules import check_values, field_names
 from tests.docs.test_readme import blocks
 
+pytestmark = pytest.mark.full
+
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 BLOCKS = blocks(PAGE)
 RECIPES = [block for block in BLOCKS if (block.language, block.marks) == ("yaml", "recipe")]

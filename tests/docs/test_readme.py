@@ -16,6 +16,8 @@ import pytest
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.registry.store import StoreRegistry
 
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("readme")]
+
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parents[1]
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<marks>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)

@@ -159,27 +159,6 @@ def test_a_canceled_run_leaves_no_job(
     assert expected[2].items() <= bench.digests().items()
 
 
-def test_a_cluster_killed_in_mid_epoch_and_started_again(
-    tmp_path: Path, expected: Mapping[int, dict[int, str]]
-) -> None:
-    with ray_cluster(tmp_path / "head.log") as own, pytest.MonkeyPatch.context() as patch:
-        for name, value in own.env.items():
-            patch.setenv(name, value)
-        bench = Bench(tmp_path / "bench")
-        process = subprocess.Popen(
-            _program(bench, on_ray(own)), env=_env(own, bench), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        _until(lambda: len(bench.digests()) >= 1, process)
-        own.kill()
-        said = process.communicate(timeout=300)[0].decode()
-        assert process.returncode != 0
-        assert "BackendError" in said
-        assert TOKEN not in said
-        own.start()
-        bench.run(on_ray(own), lease_wait_s=120.0)
-        assert bench.digests() == expected[2]
-
-
 def test_what_the_cluster_cannot_do_is_refused_before_any_work(tmp_path: Path, cluster: RayCluster) -> None:
     bench = Bench(tmp_path / "bench")
     with pytest.raises(CapabilityError, match="8 processes want 8 CPUs, and the cluster has 4"):
@@ -194,14 +173,31 @@ def test_what_the_cluster_cannot_do_is_refused_before_any_work(tmp_path: Path, c
     assert bench.digests() == {}
 
 
+def test_a_cluster_killed_in_mid_epoch_and_started_again(
+    tmp_path: Path, cluster: RayCluster, expected: Mapping[int, dict[int, str]]
+) -> None:
+    bench = Bench(tmp_path / "bench")
+    process = subprocess.Popen(
+        _program(bench, on_ray(cluster)), env=_env(cluster, bench), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    _until(lambda: len(bench.digests()) >= 1, process)
+    cluster.kill()
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode != 0
+    assert "BackendError" in said
+    assert TOKEN not in said
+    cluster.start()
+    bench.run(on_ray(cluster), lease_wait_s=120.0)
+    assert bench.digests() == expected[2]
+
+
 def _jobs(cluster: RayCluster, bench: Bench) -> list[Any]:
     """The cluster's jobs of the run in a store."""
     from ray.job_submission import JobSubmissionClient
 
-    head = bench.head()
-    assert head is not None
+    folder = str(bench.folder / "store")
     jobs = JobSubmissionClient(cluster.address).list_jobs()
-    return [job for job in jobs if (job.submission_id or "").startswith(f"kitchen-{head.fingerprint[:16]}-")]
+    return [job for job in jobs if (job.metadata or {}).get("kitchen_folder", "").startswith(folder)]
 
 
 def _program(bench: Bench, backend: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from tests.ui.conftest import TINY
 from tests.ui.dagster_dev import DAGSTER, DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("recovery")]
 
 SLOW = {**TINY, "max_rows": 1200, "epochs": 1, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10}
 """1,080 rows to train on, 68 steps."""
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "killed": {**SLOW, "seed": 1},
     "killed_in_a_shell": {**SLOW, "seed": 2},
     "held": {**SLOW, "seed": 3, "lease_wait_s": 0.0},
-    "away": {**SLOW, "seed": 5},
+    "away": {**SLOW, "seed": 5, "max_rows": 4000},
     "unevaluated": {**TINY, "seed": 4, "evaluations": [ASKED_SLOWLY]},
 }
 

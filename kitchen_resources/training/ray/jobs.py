@@ -1,10 +1,12 @@
 """Workers as a job of a Ray cluster, through dagster-ray's Pipes client; no other module imports it on this side.
 
-The job's id follows from the run, so that whoever trains the run next finds the job of a process that was lost, and
-stops it before it submits its own. There are never two.
+The job's id begins with the run and its folder on the shared disk, so that whoever trains the run next finds the job of
+a process that was lost, and stops it before it submits its own. There are never two, and a run of the same recipe in
+another store is left alone.
 """
 
 import asyncio
+import hashlib
 import os
 import sys
 import threading
@@ -54,8 +56,8 @@ class RayJobs:
         """
         context = current_context(where=_WHERE)
         client = _client(self._address)
-        prefix = f"kitchen-{job.fingerprint[:16]}-"
-        _stop_lost(client, prefix, context)
+        prefix = submission_prefix(job)
+        stop_lost(client, prefix, context)
         submission = f"{prefix}{uuid.uuid4().hex[:8]}"
         # Before there is a job, so that one that was submitted and never seen again has left its name.
         context.instance.add_run_tags(context.run.run_id, {JOB_TAG: submission})
@@ -65,7 +67,7 @@ class RayJobs:
             "entrypoint_num_cpus": self._cpus,
             "entrypoint_num_gpus": self._gpus,
             "submission_id": submission,
-            "metadata": {"kitchen_run": job.fingerprint},
+            "metadata": {"kitchen_run": job.fingerprint, "kitchen_folder": str(job.scratch.parent)},
             "runtime_env": {
                 "env_vars": {
                     "OMP_NUM_THREADS": str(job.resolution.threads),
@@ -134,6 +136,12 @@ class RayWorkers:
             with suppress(Exception):
                 _stop(self._client, self._submission)
         self._thread.join(_STOP_S)
+
+
+def submission_prefix(job: TrainingJob) -> str:
+    """How the ids of all Ray jobs of a run begin: by its fingerprint, and its folder, which no other store has."""
+    folder = hashlib.sha256(str(job.scratch.parent).encode()).hexdigest()
+    return f"kitchen-{job.fingerprint[:16]}-{folder[:8]}-"
 
 
 def require_packages() -> None:
@@ -205,7 +213,7 @@ def _client(address: str) -> Any:
         ) from error
 
 
-def _stop_lost(client: Any, prefix: str, context: Any) -> None:
+def stop_lost(client: Any, prefix: str, context: Any) -> None:
     """Stop jobs of this run whose launcher was lost: whoever holds the run's lease is the only one at work."""
     for found in client.list_jobs():
         name = found.submission_id or ""
