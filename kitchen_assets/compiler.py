@@ -23,14 +23,22 @@ class RecipeAssets:
         recipe: What is trained; its definition gives the name.
         location: Name of the code location, part of names that are shared across an instance.
         upstream: Names of the recipes whose registered models it reads, and of those that they read, nearest first.
+        ports: Keys of the resources that its stages ask for besides the kitchen's own.
     """
 
-    def __init__(self, workflow: Workflow, recipe: Recipe, location: str, upstream: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        workflow: Workflow,
+        recipe: Recipe,
+        location: str,
+        upstream: Sequence[str] = (),
+        ports: Sequence[str] = (),
+    ) -> None:
         self.workflow = workflow
         self.recipe = recipe
         self.name = recipe.definition.name
         self._location = location
-        self._keys = resource_keys(self.name, *upstream)
+        self._keys = {*resource_keys(self.name, *upstream), *ports}
         self._upstream = upstream
 
     # Definitions.

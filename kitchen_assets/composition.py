@@ -193,11 +193,13 @@ class Workflow:
 
     Attributes:
         name: Name of the workflow, which recipe files give as `workflow`.
-        recipe: Class of its recipes.
+        recipe: Class of its recipes: one of the methods', or a subclass with fields of its own.
         description: What it does; markdown.
         stages: In order; each needs the one before it unless it says otherwise.
         promotion: The gate and the stages of the job `<recipe>_promote`.
         checkpoint_jobs: What can be done with one checkpoint.
+        required_ports: Resources of the location that its stages ask for by `StageContext.port`, by key.
+        optional_ports: Resources that they use where the location has them.
     """
 
     name: str
@@ -206,6 +208,8 @@ class Workflow:
     stages: Sequence[Step]
     promotion: Sequence[Gate | Stage] = ()
     checkpoint_jobs: Sequence[CheckpointJob] = ()
+    required_ports: tuple[str, ...] = ()
+    optional_ports: tuple[str, ...] = ()
 
 
 def stage(

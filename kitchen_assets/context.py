@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.tags import EXPECTED, RESUME_OF
+from kitchen_resources.errors import ConfigError
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.names import RESOURCE_KEYS
@@ -31,6 +32,32 @@ class StageContext:
         self.job_name = str(context.run.job_name)
         self._context = context
         self._partitions = partitions
+
+    def port(self, key: str) -> Any:
+        """A resource of the location that the workflow or the recipe names among its ports.
+
+        Args:
+            key: Its key.
+
+        Returns:
+            What its `adapter()` gives, or the resource itself where it has none.
+
+        Raises:
+            ConfigError: The location has none, or neither workflow nor recipe names it.
+        """
+        found = getattr(self._context.resources, key, None)
+        if found is None:
+            raise ConfigError(
+                f"there is no port {key!r} here",
+                where=f"recipe {self.name}",
+                fix=f"name it in required_ports of the workflow or recipe, and pass Kitchen(resources={{{key!r}: …}})",
+            )
+        adapter = getattr(found, "adapter", None)
+        return adapter() if callable(adapter) else found
+
+    def has_port(self, key: str) -> bool:
+        """Whether `port` finds it: for optional ones."""
+        return getattr(self._context.resources, key, None) is not None
 
     def partitions(self) -> str:
         """Name of the dynamic partitions of the recipe's checkpoints."""

@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import dagster as dg
 
 from kitchen_assets.context import open_launch
 from kitchen_assets.execution import KitchenFailure
-from kitchen_assets.kitchen import Kitchen, built_in, default_resources, upstream_recipes
+from kitchen_assets.kitchen import Kitchen, built_in, named_ports, upstream_recipes
 from kitchen_assets.quiet import undisturbed
 from kitchen_assets.recovery import worker_tag
 from kitchen_assets.results import RunResult, collect
@@ -31,24 +31,28 @@ from kitchen_resources.training.upstream import checked
 Target = str | Recipe
 
 
-def workflows() -> list[str]:
-    """Names of the workflows."""
-    return sorted(built_in().known_workflows())
+def workflows(location: Kitchen | None = None) -> list[str]:
+    """Names of the workflows of a location, by default the built-in one."""
+    return sorted((location or built_in()).known_workflows())
 
 
-def recipes() -> list[str]:
-    """Names of the recipes: the built-in ones, and those in `KITCHEN_RECIPES`."""
-    return sorted(built_in().recipes)
+def recipes(location: Kitchen | None = None) -> list[str]:
+    """Names of a location's recipes; by default the built-in ones, and those in `KITCHEN_RECIPES`."""
+    return sorted((location or built_in()).recipes)
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe(name: str, location: Kitchen | None = None) -> dict[str, Any]:
     """What a recipe or workflow is: description, stages, ports, and every field with its default.
+
+    Args:
+        name: Name of the recipe or workflow.
+        location: Where it is; by default the built-in location.
 
     Raises:
         ConfigError: There is none of that name.
     """
-    kitchen, recipe = _find(name)
-    workflow = kitchen.known_workflows()[recipe.method]
+    kitchen, recipe = _find(name, location)
+    workflow = kitchen.known_workflows()[recipe.workflow]
     fields = type(recipe).model_fields
     return {
         "name": recipe.definition.name,
@@ -56,7 +60,8 @@ def describe(name: str) -> dict[str, Any]:
         "description": recipe.definition.description or workflow.description,
         "stages": [step.name for step in workflow.stages],
         "promotion": [step.name for step in workflow.promotion],
-        "ports": list(RESOURCE_KEYS),
+        "required_ports": named_ports(RESOURCE_KEYS, workflow.required_ports, recipe.definition.required_ports),
+        "optional_ports": named_ports(workflow.optional_ports, recipe.definition.optional_ports),
         "fields": {
             field: {"default": getattr(recipe, field), "description": fields[field].description}
             for field in field_names(type(recipe))
@@ -65,14 +70,24 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def validate(
-    target: Target, config: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
+    target: Target,
+    config: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    location: Kitchen | None = None,
 ) -> PreflightReport:
     """Check a launch without starting it: values, backend, model, data, disk.
+
+    Args:
+        target: As in `run`.
+        config: As in `run`.
+        resources: As in `run`.
+        location: As in `run`.
 
     Raises:
         KitchenError: It would be refused; the message says why and what to write instead.
     """
-    kitchen, recipe, run_config = _prepare(target, config, resources)
+    kitchen, recipe, run_config = _prepare(target, config, resources, location)
     with _launch(kitchen, recipe, run_config, run_id="validate") as launch:
         return checked(launch)
 
@@ -83,6 +98,7 @@ def run(
     resources: Mapping[str, Any] | None = None,
     *,
     dry_run: bool = False,
+    location: Kitchen | None = None,
     instance: dg.DagsterInstance | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> RunResult:
@@ -94,9 +110,10 @@ def run(
     Args:
         target: Name of a recipe or workflow, or a recipe object.
         config: The recipe's overrides, flat: `{"epochs": 5}`.
-        resources: Adapters by resource key: an object is bound, a mapping becomes run config, such as
-            `{"trainer": {"backend": {"noop": {}}}}`.
+        resources: Adapters by resource key: an object that fulfils the port's contract, or a Dagster resource, is bound;
+            a mapping becomes run config, such as `{"trainer": {"backend": {"noop": {}}}}`.
         dry_run: Only check, as `validate` does.
+        location: Where recipes, workflows and resources are from; by default the built-in location.
         instance: Dagster instance to record the run in; by default that of `DAGSTER_HOME`, else of `./dagster_home`
             where it holds a dagster.yaml, else one that is forgotten.
         tags: Further tags of the run.
@@ -107,7 +124,7 @@ def run(
             from it exactly; a second Ctrl-C ends it at once.
     """
     started = time.monotonic()
-    kitchen, recipe, run_config = _prepare(target, config, resources)
+    kitchen, recipe, run_config = _prepare(target, config, resources, location)
     name = recipe.definition.name
     if dry_run:
         with undisturbed(), _launch(kitchen, recipe, run_config, run_id="dry-run") as launch:
@@ -159,12 +176,13 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> DataError | Non
     )
 
 
-def _find(target: Target) -> tuple[Kitchen, Recipe]:
+def _find(target: Target, location: Kitchen | None) -> tuple[Kitchen, Recipe]:
     if isinstance(target, Recipe):
         name = target.definition.name or target.method
-        kitchen = Kitchen(recipes={name: target})
+        around = location or Kitchen()
+        kitchen = Kitchen({name: target}, around.resources, around.workflows, around.name)
         return kitchen, kitchen.bound_recipes()[name]
-    kitchen = built_in()
+    kitchen = location or built_in()
     found = kitchen.bound_recipes().get(target)
     if found is None:
         raise ConfigError(
@@ -176,10 +194,13 @@ def _find(target: Target) -> tuple[Kitchen, Recipe]:
 
 
 def _prepare(
-    target: Target, config: Mapping[str, Any] | None, resources: Mapping[str, Any] | None
+    target: Target,
+    config: Mapping[str, Any] | None,
+    resources: Mapping[str, Any] | None,
+    location: Kitchen | None,
 ) -> tuple[Kitchen, Recipe, dict[str, Any]]:
     """The location with objects bound, and the run config of all else."""
-    kitchen, recipe = _find(target)
+    kitchen, recipe = _find(target, location)
     name = recipe.definition.name
     bound: dict[str, Any] = {}
     overrides = with_text_share(config or {})
@@ -191,22 +212,33 @@ def _prepare(
             raise ConfigError(
                 "the recipe's overrides go into `config`", where=f"resources[{key!r}]", fix="run(target, {…})"
             )
-        if key not in RESOURCE_KEYS:
+        if key not in (known_keys := _ports_of(kitchen, [recipe])):
             raise ConfigError(
-                f"there is no resource {key!r}", where="resources", fix=f"one of {', '.join(RESOURCE_KEYS)}"
+                f"there is no resource {key!r}", where="resources", fix=f"one of {', '.join(known_keys)}"
             )
         if isinstance(value, Mapping):
             configured[key] = {"config": dict(value)}
         else:
             bound[key] = value
-    known = {**built_in().bound_recipes(), **kitchen.bound_recipes(), name: recipe}
-    needed = [name, *upstream_recipes(name, known)]
-    kitchen = replace(
-        kitchen, recipes={each: known[each] for each in needed}, resources={**kitchen.resources, **bound}
-    )
+    known = {**(location or built_in()).bound_recipes(), **kitchen.bound_recipes(), name: recipe}
+    needed = {each: known[each] for each in [name, *upstream_recipes(name, known)]}
+    there = {**kitchen.resources, **bound}
+    asked = _ports_of(kitchen, list(needed.values()))
+    kitchen = replace(kitchen, recipes=needed, resources={key: there[key] for key in asked if key in there})
     run_config = {"resources": configured} if configured else {}
     _require_valid(kitchen, name, run_config)
     return kitchen, recipe, run_config
+
+
+def _ports_of(kitchen: Kitchen, recipes: Sequence[Recipe]) -> list[str]:
+    """Keys of all resources that recipes may ask for."""
+    workflows = kitchen.known_workflows()
+    named = [
+        named_ports(workflow.required_ports, workflow.optional_ports, given.required_ports, given.optional_ports)
+        for workflow, given in ((workflows.get(recipe.workflow), recipe.definition) for recipe in recipes)
+        if workflow is not None
+    ]
+    return named_ports(RESOURCE_KEYS, *named)
 
 
 def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -> None:
@@ -223,7 +255,7 @@ def _require_valid(kitchen: Kitchen, name: str, run_config: Mapping[str, Any]) -
 def _launch(kitchen: Kitchen, recipe: Recipe, run_config: Mapping[str, Any], *, run_id: str) -> Iterator[Launch]:
     """A launch outside Dagster's execution, with the same resources and config."""
     name = recipe.definition.name
-    definitions = {**default_resources(), **kitchen.resources, **kitchen.bound_recipes(), name: recipe}
+    definitions = {**kitchen.all_resources(), **kitchen.bound_recipes(), name: recipe}
     with dg.build_resources(definitions, resource_config=dict(run_config.get("resources", {}))) as resources:
         yield open_launch(resources, name, run_id=run_id, root_id=run_id)
 

@@ -1,8 +1,10 @@
 """A code location in one call: recipes, resources and workflows become Dagster definitions."""
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -11,6 +13,7 @@ from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
+from kitchen_assets.new_data import new_data_sensors
 from kitchen_assets.publishing import hub_push
 from kitchen_assets.references import epoch_references
 from kitchen_assets.sensors import run_sensors
@@ -19,9 +22,10 @@ from kitchen_resources.blobs.resource import BlobsResource
 from kitchen_resources.datasets.resource import DatasetsResource
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.evaluation.resource import EvaluatorResource
+from kitchen_resources.given import as_resource
 from kitchen_resources.recipes.binding import rebind
 from kitchen_resources.recipes.files import load_recipes, recipe_folder
-from kitchen_resources.recipes.names import check_name
+from kitchen_resources.recipes.names import RESOURCE_KEYS, check_name
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.registry.resource import RegistryResource
 from kitchen_resources.telemetry.resource import TelemetryResource
@@ -42,56 +46,127 @@ def default_resources() -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Kitchen:
-    """A code location.
+    """A code location in one call: `defs = Kitchen(recipes="recipes", resources={…}, workflows=[…]).definitions()`.
 
     Attributes:
         recipes: Recipes by name; their workflow is that of their class.
-        resources: Adapters that replace the default ones, by resource key.
+        resources: Adapters by resource key, in place of the default ones; and further ports of workflows and recipes.
         workflows: Workflows beside the built-in ones.
         name: Name of the location.
     """
 
-    recipes: Mapping[str, Recipe] = field(default_factory=dict)
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    workflows: Sequence[Workflow] = ()
-    name: str = "kitchen"
+    recipes: Mapping[str, Recipe]
+    resources: Mapping[str, Any]
+    workflows: Sequence[Workflow]
+    name: str
+
+    def __init__(
+        self,
+        recipes: Mapping[str, Recipe] | str | Path = MappingProxyType({}),
+        resources: Mapping[str, Any] = MappingProxyType({}),
+        workflows: Sequence[Workflow] = (),
+        name: str = "kitchen",
+    ) -> None:
+        """Put a location together.
+
+        Args:
+            recipes: Recipes by name, or a folder of recipe files; these may extend the built-in recipes.
+            resources: By key: Dagster resources, or objects that fulfil a port's contract.
+            workflows: Workflows beside the built-in ones.
+            name: Name of the location; what an instance shares between locations carries it.
+
+        Raises:
+            ConfigError: The folder isn't there, a recipe file is malformed, two workflows have one name, or an object
+                doesn't fulfil its port.
+        """
+        known = dict(WORKFLOWS)
+        for workflow in workflows:
+            if workflow.name in known:
+                raise ConfigError(
+                    f"there is another workflow {workflow.name!r}",
+                    where="Kitchen(workflows=[…])",
+                    fix="give it a name of its own",
+                )
+            known[workflow.name] = workflow
+        object.__setattr__(self, "workflows", tuple(workflows))
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "resources", {key: as_resource(key, value) for key, value in resources.items()})
+        if isinstance(recipes, (str, Path)):
+            recipes = _recipes_in(Path(recipes), known)
+        object.__setattr__(self, "recipes", dict(recipes))
 
     def known_workflows(self) -> dict[str, Workflow]:
         """Built-in and own workflows, by name."""
         return {**WORKFLOWS, **{workflow.name: workflow for workflow in self.workflows}}
 
+    def all_resources(self) -> dict[str, Any]:
+        """The ports with the adapters of this location."""
+        return {**default_resources(), **self.resources}
+
     def bound_recipes(self) -> dict[str, Recipe]:
         """The recipes as bound resources, which keep their values when a launch overrides some of them.
 
         Raises:
-            ConfigError: A name is reserved, or not a plain one.
+            ConfigError: A name is reserved, not a plain one, or that of a resource.
         """
-        return {
-            check_name(name, where=f"Kitchen(recipes={{{name!r}: …}})"): rebind(recipe, name=name)
-            for name, recipe in self.recipes.items()
-        }
+        found = {}
+        for name, recipe in self.recipes.items():
+            where = recipe.definition.source or f"Kitchen(recipes={{{name!r}: …}})"
+            if name in self.resources:
+                raise ConfigError(f"{name!r} is the key of a resource", where=where, fix="rename one of the two")
+            found[check_name(name, where=where)] = rebind(recipe, name=name)
+        return found
 
     def recipe_assets(self) -> list[RecipeAssets]:
-        """Every recipe with the workflow that trains it."""
+        """Every recipe with the workflow that trains it.
+
+        Raises:
+            ConfigError: A recipe's workflow isn't there, or a port that it needs; or no recipe uses one that is.
+        """
         workflows = self.known_workflows()
         made = []
         bound = self.bound_recipes()
         for name, recipe in bound.items():
-            if recipe.method not in workflows:
+            if recipe.workflow not in workflows:
                 known = ", ".join(sorted(workflows))
                 raise ConfigError(
-                    f"there is no workflow {recipe.method!r}",
+                    f"there is no workflow {recipe.workflow!r}",
                     where=f"recipe {name}",
                     fix=f"one of {known}, or pass yours",
                 )
-            made.append(RecipeAssets(workflows[recipe.method], recipe, self.name, upstream_recipes(name, bound)))
+            workflow = workflows[recipe.workflow]
+            upstream = upstream_recipes(name, bound)
+            made.append(RecipeAssets(workflow, recipe, self.name, upstream, self.ports(workflow, recipe)))
         return made
 
+    def ports(self, workflow: Workflow, recipe: Recipe) -> list[str]:
+        """Keys of the resources that a recipe's stages may ask for, besides the kitchen's own.
+
+        Raises:
+            ConfigError: One that it needs isn't in the location.
+        """
+        there = self.all_resources()
+        needed = named_ports(workflow.required_ports, recipe.definition.required_ports)
+        for key in needed:
+            if key not in there:
+                raise ConfigError(
+                    f"needs the port {key!r}, which the location doesn't have",
+                    where=recipe.definition.source or f"recipe {recipe.definition.name}",
+                    fix=f"Kitchen(resources={{{key!r}: …}})",
+                )
+        used = named_ports(workflow.optional_ports, recipe.definition.optional_ports)
+        return named_ports(needed, [key for key in used if key in there])
+
     def definitions(self) -> dg.Definitions:
-        """The Dagster definitions of the location."""
+        """The Dagster definitions of the location.
+
+        Raises:
+            ConfigError: As `recipe_assets`.
+        """
         compiled = self.recipe_assets()
+        self._require_used(compiled)
         jobs = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
@@ -101,15 +176,48 @@ class Kitchen:
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,
             ],
-            sensors=run_sensors(jobs, {recipe.name: recipe.recipe for recipe in compiled}),
+            sensors=[
+                *run_sensors(jobs, {recipe.name: recipe.recipe for recipe in compiled}),
+                *new_data_sensors([recipe.recipe for recipe in compiled]),
+            ],
             resources={
-                **default_resources(),
-                **self.resources,
+                **self.all_resources(),
                 "epoch_references": epoch_references,
                 **{recipe.name: recipe.recipe for recipe in compiled},
             },
             executor=kitchen_executor,
         )
+
+    def _require_used(self, compiled: Sequence[RecipeAssets]) -> None:
+        """Refuse resources that nobody asks for: a mistyped key would leave the default adapter in place."""
+        known = {"io_manager", *RESOURCE_KEYS}
+        for recipe in compiled:
+            known |= {*recipe.workflow.required_ports, *recipe.workflow.optional_ports}
+            known |= {*recipe.recipe.definition.required_ports, *recipe.recipe.definition.optional_ports}
+        for key in self.resources:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"no workflow and no recipe names the port {key!r}{hint}",
+                    where="Kitchen(resources={…})",
+                    fix=f"required_ports: [{key}] in the recipe, or remove it",
+                )
+
+
+def named_ports(*given: Sequence[str]) -> list[str]:
+    """Keys of several lists, each once."""
+    return list(dict.fromkeys(key for keys in given for key in keys))
+
+
+def _recipes_in(folder: Path, workflows: Mapping[str, Workflow]) -> dict[str, Recipe]:
+    methods = {name: workflow.recipe for name, workflow in workflows.items()}
+    if not folder.is_dir():
+        raise ConfigError(
+            "there is no such folder", where=str(folder), fix='recipes=Path(__file__).parent / "recipes"'
+        )
+    found = load_recipes(folder, methods, load_recipes(BUILT_IN_RECIPES, methods))
+    return {recipe.definition.name: recipe for recipe in found}
 
 
 def upstream_recipes(name: str, recipes: Mapping[str, Recipe]) -> list[str]:
@@ -156,7 +264,7 @@ def built_in() -> Kitchen:
     found = load_recipes(BUILT_IN_RECIPES, methods)
     folder = recipe_folder()
     if folder is not None:
-        for recipe in load_recipes(folder, methods):
+        for recipe in load_recipes(folder, methods, found):
             for other in found:
                 if other.definition.name == recipe.definition.name:
                     raise ConfigError(

@@ -68,6 +68,15 @@ class DatasetStore(Protocol):
         """
         ...
 
+    def look(self, reference: str, *, split: str = "train") -> str:
+        """What changes when a data set does, told without reading it: names, sizes and times of its files; a commit.
+
+        Raises:
+            DataError: It doesn't exist, or has no such split.
+            HubError: A hub can't be asked.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -42,6 +42,20 @@ class SourceDatasets:
             return self._folder(reference, path, split)
         return self._hub(reference, split)
 
+    def look(self, reference: str, *, split: str = "train") -> str:
+        """See `DatasetStore.look`."""
+        path = Path(reference).expanduser()
+        if reference and path.is_dir():
+            return _stamp(path, _files_of_split(reference, path, split))
+        if reference and path.is_file():
+            return _stamp(path.parent, [path])
+        if reference.startswith(EMBEDDED):
+            return reference
+        from kitchen_resources.hub import current_commit
+
+        repo_id, revision = _repo_of(reference)
+        return current_commit("dataset", repo_id, revision=revision)
+
     def _file(self, reference: str, path: Path, split: str) -> RawDataset:
         if split != "train":
             raise DataError(
@@ -55,13 +69,11 @@ class SourceDatasets:
         return self._of_files(reference, "folder", folder, _files_of_split(reference, folder, split))
 
     def _hub(self, reference: str, split: str) -> RawDataset:
-        from kitchen_resources.hub import fetch_dataset, is_repo_id
+        from kitchen_resources.hub import fetch_dataset
 
         place, _, subset = reference.partition("#")
-        repo_id, _, revision = place.partition("@")
-        if not is_repo_id(repo_id) or is_data_file(Path(repo_id)):
-            raise DataError("there is no such file or folder", where=f"dataset {reference!r}", fix=_CHOICES)
-        snapshot = fetch_dataset(repo_id, revision=revision or None)
+        repo_id, revision = _repo_of(reference)
+        snapshot = fetch_dataset(repo_id, revision=revision)
         files = _files_of_split(reference, _subset_folder(reference, snapshot.folder, subset), split)
         _require_one_subset(place, snapshot.folder, files)
         raw = self._of_files(reference, "hub", snapshot.folder, files)
@@ -109,6 +121,26 @@ def _embedded_digest(name: str) -> str:
     from kitchen_resources import embedded
 
     return digest_json({"embedded": name, "rows": list(embedded.rows(name))})
+
+
+def _stamp(folder: Path, paths: list[Path]) -> str:
+    """Digest of files' names, sizes and times of change."""
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
+    return digest_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()})
+
+
+def _repo_of(reference: str) -> tuple[str, str | None]:
+    """Repository and revision of a hub data set.
+
+    Raises:
+        DataError: It isn't one, nor anything else.
+    """
+    from kitchen_resources.hub import is_repo_id
+
+    repo_id, _, revision = reference.partition("#")[0].partition("@")
+    if not is_repo_id(repo_id) or is_data_file(Path(repo_id)):
+        raise DataError("there is no such file or folder", where=f"dataset {reference!r}", fix=_CHOICES)
+    return repo_id, revision or None
 
 
 def _subset_folder(reference: str, folder: Path, subset: str) -> Path:
@@ -195,5 +227,9 @@ class NoopDatasets:
                 }
                 yield RawRow(row_id, f"{reference}[{row_id}]", value)
 
-        digest = digest_json({"simulated": reference, "split": split, "size": self.size})
+        digest = self.look(reference, split=split)
         return RawDataset(reference, "simulated", digest, {}, "", "simulated rows", read)
+
+    def look(self, reference: str, *, split: str = "train") -> str:
+        """See `DatasetStore.look`."""
+        return digest_json({"simulated": reference, "split": split, "size": self.size})

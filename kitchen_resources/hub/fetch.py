@@ -50,6 +50,17 @@ def fetch_dataset(repo_id: str, *, revision: str | None = None) -> Snapshot:
     return _fetch("dataset", repo_id, revision)
 
 
+def current_commit(kind: Kind, repo_id: str, *, revision: str | None = None) -> str:
+    """The commit that a revision stands for now, by one small request.
+
+    Raises:
+        ConfigError: As `fetch_model`.
+        HubError: There is no such repository or revision, or the hub can't be asked now (`HubUnreachable`).
+    """
+    repo = Repo.checked(kind, repo_id, revision)
+    return HubClient.connect(HubSettings.from_environment(), repo).resolve(hurried=False)
+
+
 def _fetch(kind: Kind, repo_id: str, revision: str | None) -> Snapshot:
     repo = Repo.checked(kind, repo_id, revision)
     settings = HubSettings.from_environment()

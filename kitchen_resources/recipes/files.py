@@ -1,15 +1,15 @@
 """Recipes as YAML files: strict, and every error with file and line."""
 
+import difflib
 import math
 import os
-import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
-import yaml
 from pydantic import ValidationError
 
 from kitchen_resources.errors import ConfigError
@@ -19,11 +19,12 @@ from kitchen_resources.recipes.fields import facts_of
 from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
 from kitchen_resources.recipes.rules import measured_metrics
+from kitchen_resources.recipes.yaml_lines import read_mapping
 from kitchen_resources.training.custom_loss import check_reference
 
 DEFINITION_KEYS = (
-    *("name", "workflow", "description", "schedule", "promotion", "base_from", "teacher_from", "upstream_missing"),
-    *("loss", "owners", "tags"),
+    *("name", "workflow", "extends", "description", "schedule", "new_data", "promotion", "base_from", "teacher_from"),
+    *("upstream_missing", "loss", "required_ports", "optional_ports", "owners", "tags"),
 )
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
 
@@ -43,84 +44,185 @@ def recipe_folder() -> Path | None:
     return None
 
 
-def load_recipes(folder: Path, methods: Mapping[str, type[Recipe]]) -> list[Recipe]:
+def load_recipes(folder: Path, methods: Mapping[str, type[Recipe]], beside: Sequence[Recipe] = ()) -> list[Recipe]:
     """The recipes of a folder's `*.yaml` and `*.yml` files, by file name.
 
     Args:
         folder: Where to look; subfolders aren't read.
         methods: Recipe class of each workflow.
+        beside: Recipes of other folders, which these may extend.
 
     Raises:
-        ConfigError: A file is malformed, or two define one name.
+        ConfigError: A file is malformed, two define one name, or one extends what isn't there or itself.
     """
-    recipes: list[Recipe] = []
+    files: dict[str, RecipeFile] = {}
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml")):
-        recipe = load_recipe(path, methods)
-        for other in recipes:
-            if other.definition.name == recipe.definition.name:
+        file = RecipeFile.read(path)
+        for other in files.values():
+            if other.name == file.name:
                 raise ConfigError(
-                    f"recipe {recipe.definition.name!r} is also defined in {other.definition.source}",
-                    where=recipe.definition.source,
+                    f"recipe {file.name!r} is also defined in {other.path}:1",
+                    where=f"{path}:1",
                     fix="rename one of the two (`name: …`)",
                 )
-        recipes.append(recipe)
-    return recipes
+        files[file.name] = file
+    known = {recipe.definition.name: recipe for recipe in beside}
+    made: dict[str, Recipe] = {}
+
+    def make(file: RecipeFile, above: tuple[str, ...]) -> Recipe:
+        if file.name not in made:
+            extended = file.extends
+            if extended in files:
+                path = (*above, file.name)
+                if extended in path:
+                    chain = " extends ".join((*path[path.index(extended) :], extended))
+                    raise ConfigError(f"extends itself: {chain}", where=file.where("extends"), fix="remove it")
+                known[extended] = make(files[extended], path)
+            made[file.name] = file.recipe(methods, {**known, **made}, files)
+        return made[file.name]
+
+    return [make(file, ()) for file in files.values()]
 
 
-def load_recipe(path: Path, methods: Mapping[str, type[Recipe]]) -> Recipe:
+def load_recipe(path: Path, methods: Mapping[str, type[Recipe]], beside: Sequence[Recipe] = ()) -> Recipe:
     """The recipe that one YAML file defines.
+
+    Args:
+        path: The file.
+        methods: Recipe class of each workflow.
+        beside: Recipes that it may extend.
 
     Raises:
         ConfigError: The file isn't a mapping, repeats a key, or has an unknown key or a value of the wrong type;
             the message starts with file and line.
     """
-    values, lines = _read(path)
+    return RecipeFile.read(path).recipe(methods, {recipe.definition.name: recipe for recipe in beside})
 
-    def where(field: str) -> str:
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe file as it is written.
+
+    Attributes:
+        path: The file.
+        name: Name of the recipe, by default the file's.
+        extends: Name of the recipe whose values it has where it says nothing else, or "".
+        values: Its keys.
+        lines: The line of each key and list item, by dotted path.
+    """
+
+    path: Path
+    name: str
+    extends: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> "RecipeFile":
+        """Read a file.
+
+        Raises:
+            ConfigError: It isn't a mapping, repeats a key, or its name can't be one.
+        """
+        values, lines = read_mapping(path)
+        file = cls(path, str(values.get("name", path.stem)), "", values, lines)
+        check_name(file.name, where=file.where("name"))
+        return replace(file, extends=_text(values, "extends", file.where))
+
+    def where(self, field: str) -> str:
+        """The place of a field, by dotted path; what the file doesn't name is at its `extends`, or its first line."""
         parts = field.split(".")
-        while parts and ".".join(parts) not in lines:
+        while parts and ".".join(parts) not in self.lines:
             parts.pop()
-        line = lines.get(".".join(parts), 1)
-        return f"{path}:{line}, {field}" if field else f"{path}:{line}"
+        line = self.lines.get(".".join(parts), self.lines.get("extends", 1))
+        return f"{self.path}:{line}, {field}" if field else f"{self.path}:{line}"
 
-    name = str(values.get("name", path.stem))
-    check_name(name, where=where("name"))
-    recipe_class = _recipe_class(values, methods, where, path)
-    known = {key for key, field in recipe_class.model_fields.items() if facts_of(field) is not None}
-    for key in values:
-        if key not in known and key not in DEFINITION_KEYS:
+    def recipe(
+        self, methods: Mapping[str, type[Recipe]], known: Mapping[str, Recipe], names: Collection[str] = ()
+    ) -> Recipe:
+        """The recipe that it defines.
+
+        Args:
+            methods: Recipe class of each workflow.
+            known: The recipe that it extends, among others, by name.
+            names: Further names that it could have meant.
+
+        Raises:
+            ConfigError: It has an unknown key or a value of the wrong type, or extends what isn't there.
+        """
+        values, where = self.values, self.where
+        extended = self._extended(known, names)
+        inherited = extended.definition if extended else RecipeDefinition()
+        # The class of a recipe has its values as defaults, and a subclass of it those that are not given.
+        recipe_class = type(extended) if extended else _recipe_class(values, methods, where)
+        fields = {key for key, field in recipe_class.model_fields.items() if facts_of(field) is not None}
+        for key in values:
+            if key not in fields and key not in DEFINITION_KEYS:
+                raise ConfigError(
+                    unknown_field(key, [*fields, *DEFINITION_KEYS]),
+                    where=where(key),
+                    fix="correct or remove it; docs/recipes.md lists every field",
+                )
+        readers: Mapping[str, Callable[[], Any]] = {
+            "promotion": lambda: _promotion(
+                values["promotion"], where, recipe_class.promoted_by, inherited.promotion
+            ),
+            "base_from": lambda: _text(values, "base_from", where),
+            "teacher_from": lambda: _teacher_from(values, recipe_class, where),
+            "loss": lambda: _loss(values, recipe_class, where),
+            "upstream_missing": lambda: _upstream_missing(values, where),
+            "required_ports": lambda: _ports(values, "required_ports", where),
+            "optional_ports": lambda: _ports(values, "optional_ports", where),
+            "owners": lambda: _owners(values, where),
+            "tags": lambda: {**inherited.tags, **_tags(values, where)},
+        }
+        definition = replace(
+            inherited,
+            **{key: read() for key, read in readers.items() if key in values},
+            # What says when to launch is of the recipe that says it: a family of recipes isn't launched as one.
+            name=self.name,
+            workflow=extended.workflow if extended else str(values["workflow"]),
+            description=_text(values, "description", where),
+            schedule=_timetable(values.get("schedule"), where),
+            new_data=_new_data(values, where),
+            source=f"{self.path}:1",
+        )
+        recipe = bind(
+            recipe_class,
+            {key: value for key, value in values.items() if key not in DEFINITION_KEYS},
+            definition,
+            where=where,
+        )
+        if recipe.definition.promotion is not None:
+            _require_measured(recipe, where)
+        if recipe.definition.new_data is not None and not recipe.dataset:
+            raise ConfigError("the recipe names no data set to look at", where=where("new_data"), fix="dataset: …")
+        return recipe
+
+    def _extended(self, known: Mapping[str, Recipe], names: Collection[str]) -> Recipe | None:
+        if not self.extends:
+            return None
+        found = known.get(self.extends)
+        if found is None:
+            there = sorted({*known, *names} - {self.name})
+            close = difflib.get_close_matches(self.extends, there, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                unknown_field(key, [*known, *DEFINITION_KEYS]),
-                where=where(key),
-                fix="correct or remove it; docs/recipes.md lists every field",
+                f"there is no recipe {self.extends!r} to extend{hint}",
+                where=self.where("extends"),
+                fix=f"one of {', '.join(there)}" if there else "remove it",
             )
-    definition = RecipeDefinition(
-        name=name,
-        description=_text(values, "description", where),
-        schedule=_timetable(values.get("schedule"), where),
-        promotion=_promotion(values.get("promotion"), where, recipe_class.promoted_by),
-        base_from=_text(values, "base_from", where),
-        teacher_from=_teacher_from(values, recipe_class, where),
-        loss=_loss(values, recipe_class, where),
-        upstream_missing=_upstream_missing(values, where),
-        owners=_owners(values, where),
-        tags=_tags(values, where),
-        source=f"{path}:1",
-    )
-    recipe = bind(
-        recipe_class,
-        {key: value for key, value in values.items() if key not in DEFINITION_KEYS},
-        definition,
-        where=where,
-    )
-    if "promotion" in values:
-        _require_measured(recipe, where)
-    return recipe
+        workflow = self.values.get("workflow", found.workflow)
+        if workflow != found.workflow:
+            raise ConfigError(
+                f"is {workflow!r}, and {self.extends} is trained by {found.workflow!r}",
+                where=self.where("workflow"),
+                fix=f"remove it, or extend a recipe of {workflow!r}",
+            )
+        return found
 
 
-def _recipe_class(
-    values: Mapping[str, Any], methods: Mapping[str, type[Recipe]], where: Any, path: Path
-) -> type[Recipe]:
+def _recipe_class(values: Mapping[str, Any], methods: Mapping[str, type[Recipe]], where: Any) -> type[Recipe]:
     workflow = values.get("workflow")
     if not isinstance(workflow, str) or workflow not in methods:
         said = "no `workflow` is named" if workflow is None else f"there is no workflow {workflow!r}"
@@ -149,7 +251,30 @@ def _timetable(value: Any, where: Any) -> Timetable | None:
     return timetable
 
 
-def _promotion(value: Any, where: Any, metric: str) -> PromotionRule | None:
+def _new_data(values: Mapping[str, Any], where: Any) -> float | None:
+    """How often to look for new data, in seconds; None for never."""
+    value = values.get("new_data")
+    if value is None:
+        return None
+    example = "new_data: {every_minutes: 10}"
+    if not isinstance(value, Mapping) or set(value) != {"every_minutes"}:
+        raise ConfigError(f"{value!r} doesn't say how often to look", where=where("new_data"), fix=example)
+    minutes = value["every_minutes"]
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not 0 < minutes < math.inf:
+        raise ConfigError(f"must be above 0, got {minutes!r}", where=where("new_data.every_minutes"), fix=example)
+    return float(minutes) * 60.0
+
+
+def _ports(values: Mapping[str, Any], key: str, where: Any) -> tuple[str, ...]:
+    value = values[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(
+            f"must be a list of resource keys, got {value!r}", where=where(key), fix=f"{key}: [trainer]"
+        )
+    return tuple(dict.fromkeys(value))
+
+
+def _promotion(value: Any, where: Any, metric: str, inherited: PromotionRule | None) -> PromotionRule | None:
     if value is None:
         return None
     example = "promotion: {metric: held_out/loss, better_than: base}"
@@ -161,7 +286,8 @@ def _promotion(value: Any, where: Any, metric: str) -> PromotionRule | None:
                 unknown_field(str(name), PromotionRule.model_fields), where=where(f"promotion.{name}"), fix=example
             )
     try:
-        rule = PromotionRule(**{"metric": metric, **value})
+        before = inherited.model_dump(exclude_unset=True) if inherited else {}
+        rule = PromotionRule(**{"metric": metric, **before, **value})
     except ValidationError as error:
         raise type_error(error, lambda inner: where(f"promotion.{inner}")) from error
     if rule.minimum is not None and not math.isfinite(rule.minimum):
@@ -235,74 +361,3 @@ def _tags(values: Mapping[str, Any], where: Any) -> dict[str, str]:
             f"must map texts to texts, got {value!r}", where=where("tags"), fix='tags: {team: "models"}'
         )
     return dict(value)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 2e-4 is a number, as everyone but YAML 1.1 reads it, and 2024-01-01 is text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _first in "-+0123456789.":
-    _Loader.yaml_implicit_resolvers.setdefault(_first, []).insert(
-        0, ("tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"))
-    )
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Values of a YAML mapping, and the line of each of its keys and list items by dotted path."""
-    lines: dict[str, int] = {}
-    try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError("a recipe is a mapping of fields", where=f"{path}:1", fix="workflow: supervised")
-        # Before the values are made, which merges `<<` into the nodes.
-        _index_lines(node, "", lines, path, (node,))
-        values = loader.construct_document(node)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", where=str(path), fix="save it as UTF-8 text") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(
-            f"not valid YAML: {said}",
-            where=f"{path}:{mark.line + 1 if mark else 1}",
-            fix="correct the indentation or quoting",
-        ) from error
-    return typing.cast(dict[str, Any], values), lines
-
-
-def _index_lines(
-    node: yaml.MappingNode, prefix: str, lines: dict[str, int], path: Path, within: tuple[yaml.Node, ...]
-) -> None:
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        line = key_node.start_mark.line + 1
-        if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            raise ConfigError(
-                f"{key_node.value!r} is read as something else than text",
-                where=f"{path}:{line}",
-                fix="write the key in quotes",
-            )
-        if key in lines:
-            raise ConfigError(
-                f"{key!r} is given twice, first in line {lines[key]}",
-                where=f"{path}:{line}",
-                fix="remove one of them",
-            )
-        lines[key] = line
-        _index_value(value_node, key, lines, path, within)
-
-
-def _index_value(node: yaml.Node, key: str, lines: dict[str, int], path: Path, within: tuple[yaml.Node, ...]) -> None:
-    if node in within:
-        raise ConfigError(f"{key!r} contains itself", where=f"{path}:{lines[key]}", fix="remove the alias (*)")
-    if isinstance(node, yaml.MappingNode):
-        _index_lines(node, f"{key}.", lines, path, (*within, node))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[f"{key}.{index}"] = item.start_mark.line + 1
-            _index_value(item, f"{key}.{index}", lines, path, (*within, node))

@@ -31,26 +31,34 @@ class RecipeDefinition:
 
     Attributes:
         name: Resource key, job name and asset prefix; matches `[a-z][a-z0-9_]*`.
+        workflow: Name of the workflow that runs it, or "" for the one that is named as its method.
         description: What the recipe is for; markdown.
         schedule: When to launch it, or None.
+        new_data: How often to look whether its data set has changed, and launch it then, in seconds; None for never.
         promotion: When its model may go to production; None for better than the base by the method's own metric.
         base_from: Recipe whose registered model is the base of this one: NAME, NAME@VERSION or NAME@ALIAS; or "".
         teacher_from: The same for the teacher of a distillation.
         loss: A loss of one's own, `module:function`; "" for the method's. Here, because it is code that runs.
         upstream_missing: What a launch does when such a recipe has no version yet: refuse, or train it first.
+        required_ports: Resources of the location that it needs besides the kitchen's own, by key.
+        optional_ports: Resources that it uses where the location has them.
         owners: Dagster owners, `team:x` or a mail address.
         tags: Dagster tags of the job.
         source: File it came from, or "".
     """
 
     name: str = ""
+    workflow: str = ""
     description: str = ""
     schedule: Timetable | None = None
+    new_data: float | None = None
     promotion: PromotionRule | None = None
     base_from: str = ""
     teacher_from: str = ""
     loss: str = ""
     upstream_missing: Literal["refuse", "train"] = "refuse"
+    required_ports: tuple[str, ...] = ()
+    optional_ports: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
@@ -80,12 +88,17 @@ class Recipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     model_config = ConfigDict(extra="forbid", strict=True)
 
     method: ClassVar[str] = ""
-    """Name of the workflow that trains this recipe."""
+    """How it is trained: supervised, preference, reinforcement or distillation."""
 
     promoted_by: ClassVar[str] = "held_out/loss"
     """Metric of the rule for promotion where the definition has none."""
 
     definition: ClassVar[RecipeDefinition] = RecipeDefinition()
+
+    @property
+    def workflow(self) -> str:
+        """Name of the workflow that runs it."""
+        return self.definition.workflow or self.method
 
     # What is trained, and on what.
     model: str = recipe_field(

@@ -93,3 +93,10 @@ class LiveTrainer:
                 workplace.close()
             if job is not None:
                 shutil.rmtree(job.scratch, ignore_errors=True)
+
+    def end(self) -> None:
+        """Close the session and give the lease back, also after a failure."""
+        try:
+            self.discard()
+        finally:
+            self.let_go()

@@ -146,7 +146,4 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Close the session and give the lease back, also after a failure."""
         if self._live is not None:
             live, self._live = self._live, None
-            try:
-                live.discard()
-            finally:
-                live.let_go()
+            live.end()

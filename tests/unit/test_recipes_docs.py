@@ -18,7 +18,7 @@ from test_recipes_trainer_args import PASSED_ON
 from kitchen_assets.kitchen import Kitchen
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.fields import fields_with_facts
-from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipe
+from kitchen_resources.recipes.files import DEFINITION_KEYS, load_recipes
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.rules import check_values, field_names
 from kitchen_resources.recipes.supervised import SupervisedRecipe
@@ -182,7 +182,8 @@ def test_every_field_has_a_row_with_its_facts(page: str, heading: str) -> None:
 
 
 def test_no_table_is_missing(page: str) -> None:
-    assert re.findall(r"^### .*$", page.partition("## Further arguments")[0], re.M) == list(TABLES)
+    fields = page.partition("## Every field")[2].partition("## Further arguments")[0]
+    assert re.findall(r"^### .*$", fields, re.M) == list(TABLES)
 
 
 def test_some_rows_literally(page: str) -> None:
@@ -267,9 +268,15 @@ def test_every_link_within_the_page_leads_somewhere(page: str) -> None:
 
 
 def test_the_recipe_file_is_one(page: str, tmp_path: Path) -> None:
-    (text,) = examples(page, "yaml", "recipe")
+    text, extending = examples(page, "yaml", "recipe")
     (tmp_path / "support.yaml").write_text(text)
-    made = load_recipe(tmp_path / "support.yaml", {"supervised": SupervisedRecipe})
+    (tmp_path / "support_small.yaml").write_text(extending)
+    made, small = load_recipes(tmp_path, {"supervised": SupervisedRecipe})
+    assert (small.epochs, small.learning_rate, small.definition.schedule) == (1, 2.0e-4, None)
+    assert small.lora is not None
+    assert (small.lora.rank, small.lora.alpha) == (4, 32)
+    assert small.definition.promotion is not None
+    assert (small.definition.promotion.metric, small.definition.promotion.minimum) == ("policy/contains", 0.8)
     assert check_values(made) == []
     assert (made.definition.name, made.held_out, made.learning_rate) == ("support", "0.05", 2.0e-4)
     assert Kitchen(recipes={"support": made}).definitions().resolve_job_def("support").name == "support"
