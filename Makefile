@@ -76,13 +76,14 @@ faults: $(SETUP) ## real SIGKILLs of real processes
 # Three at a time: much of them is waiting for processes. Tests that share what took long to make stay together.
 # In one go, so that what waits for one thing leaves its time to another.
 full: chromium ## the long tests that make test leaves to make test-all, the browser and the executed docs
-	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --dist loadgroup -m full \
+	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --dist loadscope --no-loadscope-reorder -m full \
 	  tests/docs tests/ui tests/workflows tests/faults tests/unit tests/contract
-	$(PY) docs/generate_recipes.py --check
+	$(PY) docs/generate.py --check
 
 # In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
 SKYRL := $(VENV)/peers/skyrl
-peers: $(VENV)/.peers $(SKYRL)/.ready ## backends against real servers of theirs, on loopback
+MLFLOW := $(VENV)/peers/mlflow
+peers: $(VENV)/.peers $(SKYRL)/.ready $(MLFLOW)/.ready ## backends against real servers of theirs, on loopback
 	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 3 --dist loadfile tests/peers
 
 backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses side by side
@@ -99,6 +100,11 @@ $(SKYRL)/.ready: $(SETUP) tests/peers/skyrl-requirements.txt
 	$(SKYRL)/bin/pip install --quiet --no-compile -r tests/peers/skyrl-requirements.txt
 	@echo "import typing, typing_extensions; typing.TypedDict = typing_extensions.TypedDict" \
 	  > $$($(SKYRL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/typed_dict.pth
+	@touch $@
+
+$(MLFLOW)/.ready: $(SETUP)
+	$(PY) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/pip install --quiet --no-compile mlflow==3.17.2
 	@touch $@
 
 extras: $(SETUP) $(VENV)/.extras ## what needs an extra package, with the real one
@@ -122,7 +128,7 @@ chromium: $(VENV)/.browser
 
 docs: $(SETUP) ## every command of the README, run in a copy of the project
 	$(PYTEST) --junitxml=$(RESULTS)/docs.xml tests/docs
-	$(PY) docs/generate_recipes.py --check
+	$(PY) docs/generate.py --check
 
 bench: $(SETUP) ## cost over the bare library, against benchmarks/bounds.toml
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.run

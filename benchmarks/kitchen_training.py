@@ -25,8 +25,9 @@ from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.registry.store import StoreRegistry
+from kitchen_resources.telemetry.console import ConsoleHandler
 from kitchen_resources.telemetry.dispatch import Dispatcher
-from kitchen_resources.telemetry.handlers import ConsoleHandler, JsonlHandler
+from kitchen_resources.telemetry.jsonl import JsonlHandler
 from kitchen_resources.telemetry.port import Event, Handler
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.port import LocalCheckpoint

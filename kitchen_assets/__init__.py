@@ -8,11 +8,12 @@ result.model_path, result.evaluation
 
 from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, StageResult, Workflow, stage
 from kitchen_assets.context import StageContext
-from kitchen_assets.door import describe, recipes, run, validate, workflows
+from kitchen_assets.door import describe, noop, recipes, run, validate, workflows
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.results import Compared, RunResult
 from kitchen_assets.shelf import export, prune, push, storage, verify
 from kitchen_resources.evaluation.scorers import register_scorer
+from kitchen_resources.telemetry.attached import attach_telemetry
 
 __all__ = [
     "CheckOutcome",
@@ -26,8 +27,10 @@ __all__ = [
     "StageContext",
     "StageResult",
     "Workflow",
+    "attach_telemetry",
     "describe",
     "export",
+    "noop",
     "prune",
     "push",
     "recipes",

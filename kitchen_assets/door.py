@@ -69,6 +69,22 @@ def describe(name: str, location: Kitchen | None = None) -> dict[str, Any]:
     }
 
 
+def noop() -> dict[str, Any]:
+    """Every port without a backend behind it: `run(target, config, kitchen.noop())` walks through a whole workflow.
+
+    Nothing is learned, read or measured, and nothing is left when the process ends: rows are simulated, the store and
+    the registry are in memory. Each call has a store of its own.
+    """
+    return {
+        "trainer": {"backend": {"noop": {}}},
+        "blobs": {"store": {"memory": {"name": f"noop-{uuid.uuid4().hex}"}}},
+        "datasets": {"source": {"noop": {}}},
+        "evaluator": {"evaluator": {"noop": {}}},
+        "registry": {"registry": {"noop": {}}},
+        "telemetry": {"console": False},
+    }
+
+
 def validate(
     target: Target,
     config: Mapping[str, Any] | None = None,

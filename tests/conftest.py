@@ -3,9 +3,11 @@
 import gc
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from tests import together
 from tests.object_store import CREDENTIALS, ObjectStore, object_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +30,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]
     with object_store(folder / "server") as server:
         yield server
     del os.environ["KITCHEN_SCRATCH"]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See `tests.together`."""
+    return together.scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest is begun first."""
+    if config.getoption("markexpr") == "full":
+        together.in_order(items)

@@ -14,6 +14,7 @@ from kitchen_resources.datasets.report import KINDS, RowReport
 from kitchen_resources.datasets.schemas import column_schema
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import DataError
+from kitchen_resources.training.method_events import dataset_events
 
 _PREVIEW = 5
 
@@ -66,6 +67,8 @@ def dataset(kitchen: StageContext) -> StageResult:
         },
         {"recipe": kitchen.name, "digest": prepared.trained.digest},
     )
+    for event in dataset_events(kitchen.recipe, prepared.trained.rows, prepared.trained.digest):
+        kitchen.launch.ports.telemetry.emit(*event)
     return StageResult(
         data_version=digest_json([prepared.trained.digest, held_out.digest if held_out else None]),
         metadata={

@@ -32,6 +32,32 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("recipe", "fingerprint", "epoch", "step", "total_steps"),
     ),
+    "dpo.dataset_built": ("Pairs are ready to train on.", ("num_pairs", "num_batches"), ("recipe", "digest")),
+    "dpo.step": (
+        "An optimiser step of preference learning is done; what `training.step` says of it, in the method's terms.",
+        ("loss", "accuracy?", "chosen_reward?", "rejected_reward?", "margin?"),
+        ("recipe", "fingerprint", "epoch", "step", "total_steps", "beta", "num_pairs"),
+    ),
+    "rl.env_group_built": (
+        "The problems of an environment are ready to be played.",
+        ("group_size", "groups_per_batch"),
+        ("recipe", "env_type"),
+    ),
+    "rl.rollout_complete": (
+        "The episodes of a draw are played, before the steps on them.",
+        ("num_trajectories", "reward_mean?", "reward_std?", "kl_divergence?", "entropy?", "solved?"),
+        ("recipe", "fingerprint", "epoch", "rollout_index"),
+    ),
+    "rl.step": (
+        "An optimiser step of reinforcement learning is done.",
+        ("policy_loss", "num_trajectories", "reward_mean?", "reward_std?", "kl_divergence?", "entropy?", "solved?"),
+        ("recipe", "fingerprint", "epoch", "step", "total_steps", "rollout_index"),
+    ),
+    "distillation.step": (
+        "An optimiser step of a distillation is done.",
+        ("loss", "num_sequences", "reverse_kl?", "kl?"),
+        ("recipe", "fingerprint", "epoch", "step", "total_steps"),
+    ),
     "training.epoch": (
         "An epoch is done.",
         ("loss", "tokens", "tokens_per_second", "duration_s"),
@@ -50,7 +76,17 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "eval.complete": ("The final model was evaluated.", ("<evaluation>/<metric>",), ("recipe", "fingerprint")),
     "model.registered": ("A version was registered.", ("count",), ("recipe", "name", "version")),
 }
-"""Event -> what it says, its measurements, its metadata. A name in angle brackets stands for any number of names."""
+"""Event -> what it says, its measurements, its metadata.
+
+A name in angle brackets stands for any number of names; one with a question mark is there where the backend measures it.
+"""
+
+
+def declared(event: str) -> tuple[set[str], set[str]]:
+    """Names of the measurements that an event always has, and of those that it has where the backend measures them."""
+    names = {name for name in EVENTS[event][1] if "<" not in name}
+    optional = {name for name in names if name.endswith("?")}
+    return names - optional, {name.removesuffix("?") for name in optional}
 
 
 METHOD_METRICS = ("reward", "accuracy", "kl")

@@ -11,6 +11,7 @@ from kitchen_resources.checkpoints.store import RunRecord, local_checkpoint
 from kitchen_resources.launch import Launch
 from kitchen_resources.telemetry.port import METHOD_METRICS
 from kitchen_resources.training.ledger import Steps, require_planned
+from kitchen_resources.training.method_events import step_events
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 from kitchen_resources.training.stopping import StopRequest
 
@@ -74,7 +75,9 @@ class PublishingEvents:
     def step(self, metrics: StepMetrics) -> None:
         """See `TrainingEvents.step`."""
         self._lease.check()
-        self._launch.ports.telemetry.emit(
+        about = {**self._about(metrics.global_step), "total_steps": metrics.total_steps}
+        telemetry = self._launch.ports.telemetry
+        telemetry.emit(
             "training.step",
             {
                 "loss": metrics.loss,
@@ -87,8 +90,12 @@ class PublishingEvents:
                 "device_memory_bytes": metrics.device_memory_bytes,
                 **metrics.extra,
             },
-            {**self._about(metrics.global_step), "total_steps": metrics.total_steps},
+            about,
         )
+        place = metrics.global_step - self._first_step
+        rows = len(self._planned[place]) if place < len(self._planned) else 0
+        for event in step_events(self._launch.recipe, metrics, about, rows=rows, steps_before=place):
+            telemetry.emit(*event)
 
     def stopping(self, *, exact: bool) -> bool:
         """See `TrainingEvents.stopping`."""

@@ -14,9 +14,10 @@ import pytest
 import kitchen_assets as kitchen
 from kitchen_assets.kitchen import built_in
 from kitchen_resources.errors import ConfigError, DataError
+from kitchen_resources.telemetry.console import ConsoleHandler
 from kitchen_resources.telemetry.dispatch import Dispatcher, NoopTelemetry
-from kitchen_resources.telemetry.handlers import ConsoleHandler, JsonlHandler, read_jsonl
-from kitchen_resources.telemetry.port import EVENTS, Event, Handler, Telemetry
+from kitchen_resources.telemetry.jsonl import JsonlHandler, read_jsonl
+from kitchen_resources.telemetry.port import EVENTS, Event, Handler, Telemetry, declared
 from kitchen_resources.telemetry.resource import TelemetryResource
 from kitchen_resources.training.noop import NoopSession
 from tests.pretending import Pretence, Recorded, ScriptedEvaluator, train, write_sums
@@ -34,17 +35,12 @@ HANDLERS: dict[str, Callable[[Path], Handler]] = {
 }
 
 
-def named(names: tuple[str, ...]) -> list[str]:
-    """Declared names, without the places for any number of them."""
-    return [name for name in names if "<" not in name]
-
-
 def example(name: str) -> Event:
     """An event with all that is declared of it."""
-    _, measurements, metadata = EVENTS[name]
+    metadata = EVENTS[name][2]
     about: dict[str, Any] = dict.fromkeys(metadata, "text")
     about.update({key: 3 for key in ("epoch", "step", "total_steps", "version") if key in about})
-    return Event(name, 1.0, dict.fromkeys(named(measurements), 1.0), about)
+    return Event(name, 1.0, dict.fromkeys(set().union(*declared(name)), 1.0), about)
 
 
 # Adapters.
@@ -110,7 +106,7 @@ def test_every_event_is_on_record(tmp_path: Path) -> None:
 
 def test_the_table_names_each_thing_once() -> None:
     for name, (said, measurements, metadata) in EVENTS.items():
-        assert re.fullmatch(r"[a-z]+(\.[a-z]+)+", name)
+        assert re.fullmatch(r"[a-z]+(\.[a-z_]+)+", name)
         assert said.endswith(".")
         assert len({*measurements, *metadata}) == len(measurements) + len(metadata), name
 
@@ -122,8 +118,9 @@ def require_declared(events: list[tuple[str, dict[str, Any], dict[str, Any]]]) -
     """Every event carries what the table says of it, and nothing else."""
     for name, measurements, metadata in events:
         _, measured, about = EVENTS[name]
-        extra = measurements.keys() - set(named(measured))
-        assert measurements.keys() >= set(named(measured)) or "<evaluation>/<metric>" in measured, name
+        always, sometimes = declared(name)
+        extra = measurements.keys() - always - sometimes
+        assert measurements.keys() >= always or "<evaluation>/<metric>" in measured, name
         if "<evaluation>/<metric>" in measured:
             assert all(re.fullmatch(r"\w+/\w+", metric) for metric in extra), (name, extra)
         elif "<of the method>" in measured:
@@ -317,10 +314,63 @@ def test_events_of_evaluations(tmp_path: Path) -> None:
     ] == [(entries[step].bytes, entries[step].state_digest) for step in (2, 4)]
 
 
+def events_of(method: str, **config: Any) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The events of a built-in recipe on simulated rows with the noop backend."""
+    recorded.events.clear()
+    resources = {
+        **kitchen.noop(),
+        "blobs": {"store": {"memory": {"name": f"events of {method}"}}},
+        "telemetry": RecordingResource(),
+    }
+    own = {"model": "org/model", "epochs": 2, "evaluations": [], **config}
+    with dg.DagsterInstance.ephemeral() as instance:
+        kitchen.run(method, own, resources, instance=instance)
+    return list(recorded.events)
+
+
+def test_steps_of_preference_in_its_own_terms() -> None:
+    events = events_of("preference", dataset="pairs", batch_size=16, gradient_accumulation_steps=1, beta=0.3)
+    require_declared(events)
+    ((built, _),) = recorded.named("dpo.dataset_built")
+    (prepared, _) = recorded.named("dataset.prepared")[0]
+    assert (built["num_pairs"], built["num_batches"]) == (prepared["rows"], -(-prepared["rows"] // 16))
+    steps, told = recorded.named("training.step"), recorded.named("dpo.step")
+    assert [about["step"] for _, about in told] == [about["step"] for _, about in steps]
+    assert [measured["loss"] for measured, _ in told] == [measured["loss"] for measured, _ in steps]
+    assert {about["beta"] for _, about in told} == {0.3}
+    assert sum(about["num_pairs"] for _, about in told) == 2 * prepared["rows"]
+
+
+def test_steps_and_rollouts_of_reinforcement_in_its_own_terms() -> None:
+    events = events_of(
+        "reinforcement", steps_per_epoch=4, ppo_epochs=2, group_size=4, groups_per_batch=8, batch_size=32
+    )
+    require_declared(events)
+    ((built, about),) = recorded.named("rl.env_group_built")
+    assert built == {"group_size": 4.0, "groups_per_batch": 8.0}
+    assert about["env_type"]
+    steps = recorded.named("rl.step")
+    assert [about["rollout_index"] for _, about in steps] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert {measured["num_trajectories"] for measured, _ in steps} == {32}
+    assert [about["rollout_index"] for _, about in recorded.named("rl.rollout_complete")] == [0, 1, 2, 3]
+
+
+def test_steps_of_distillation_in_its_own_terms() -> None:
+    events = events_of("distillation", dataset="answers", teacher="org/teacher")
+    require_declared(events)
+    told = recorded.named("distillation.step")
+    assert len(told) == len(recorded.named("training.step")) > 0
+    assert all(measured["num_sequences"] > 0 for measured, _ in told)
+
+
 def test_every_event_of_the_table_is_emitted_somewhere(run: Callable[..., Any], tmp_path: Path) -> None:
     emitted = {name for name, _, _ in run()} | {name for name, _, _ in run(ConfigError, epochs=0)}
     telemetry = Recorded()
     pretence = Pretence(tmp_path / "rows.jsonl", telemetry=telemetry)
     train(replace(pretence, evaluator=ScriptedEvaluator()).launch())
     emitted |= {name for name, _, _ in telemetry.events}
+    for method, dataset in (("preference", "pairs"), ("reinforcement", None), ("distillation", "answers")):
+        own = {"dataset": dataset} if dataset else {}
+        own |= {"teacher": "org/teacher"} if method == "distillation" else {}
+        emitted |= {name for name, _, _ in events_of(method, **own)}
     assert emitted == set(EVENTS)

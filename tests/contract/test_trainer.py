@@ -35,9 +35,6 @@ BACKENDS: dict[str, Callable[[], Trainer]] = {
     "trl, 2 processes": lambda: TrlTrainer(device="cpu", threads=1, processes=2),
 }
 
-# What a backend made is made once, and not once in each of several processes that run tests.
-pytestmark = pytest.mark.xdist_group("trainer")
-
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     # The same four rows a step, in passes that two can share.
     "trl, 2 processes": {"batch_size": 1, "gradient_accumulation_steps": 4}

@@ -34,9 +34,6 @@ BACKENDS: dict[str, Callable[[], Trainer]] = {
     "local": lambda: LocalTrainer(device="cpu", threads=1),
 }
 
-# What the sessions made is made once, and not once in each of several processes that run tests.
-pytestmark = pytest.mark.xdist_group("trainer_methods")
-
 SMALL: Mapping[str, Any] = {"epochs": 2, "batch_size": 2, "learning_rate": 1.0e-3, "deterministic": True}
 ON_POLICY: Mapping[str, Any] = {**SMALL, "mode": "on_policy", "max_tokens": 4, "teacher": "TEACHER"}
 GAMES: Mapping[str, Any] = {**SMALL, "batch_size": 4, "kl_coef": 0.05}

@@ -1,9 +1,7 @@
 """docs/backends.md: its tables are what the backends say, its run config is run config, its recipe is one."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import dagster as dg
 import pytest
@@ -14,40 +12,30 @@ from kitchen_resources.recipes.files import load_recipe
 from kitchen_resources.training.custom_loss import find_loss
 from kitchen_resources.training.resource import TrainerResource
 from tests.docs.test_readme import blocks
+from tests.pages import generate
 
 pytestmark = pytest.mark.full
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 
 
-def _generator() -> ModuleType:
-    """The script beside the page."""
-    spec = importlib.util.spec_from_file_location("generate_backends", PAGE.with_name("generate_backends.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-generate_backends = _generator()
+page_of = generate.page_module("backends")
 BLOCKS = blocks(PAGE)
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == generate_backends.render()
+    assert PAGE.read_text(encoding="utf-8") == generate.render("backends")
 
 
 def test_every_mark_of_works_names_a_test_that_is_there() -> None:
-    for feature, backends in generate_backends.PROVEN.items():
-        assert feature in generate_backends.FEATURES
+    for feature, backends in page_of.PROVEN.items():
+        assert feature in page_of.FEATURES
         for backend, proof in backends.items():
             path, _, name = proof.partition("::")
             text = (PAGE.parents[1] / path).read_text(encoding="utf-8")
             assert f"def {name}(" in text, proof
-            asked = generate_backends.FEATURES[feature]
-            assert generate_backends.offered(generate_backends.BACKENDS[backend], asked), (feature, backend)
+            asked = page_of.FEATURES[feature]
+            assert page_of.offered(page_of.BACKENDS[backend], asked), (feature, backend)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.faults.forked import forked
 from tests.faulty_blobs import WRITES, FaultyBlobs
 from tests.object_store import BUCKET, ObjectStore, object_store
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("s3_kills")]
+pytestmark = pytest.mark.full
 
 FIELDS: dict[str, Any] = {"checkpoint_steps": 2, "keep_last": 2}
 STEPS = [2, 3, 4, 6, 8, 9]

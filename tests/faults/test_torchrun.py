@@ -18,7 +18,7 @@ from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import CapabilityError, ConfigError
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("torchrun")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 SMALL: Mapping[str, Any] = {
     "model": "embedded:tiny",

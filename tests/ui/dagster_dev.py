@@ -92,7 +92,7 @@ def processes_of(session: int) -> list[psutil.Process]:
 
 
 def wait_until(holds: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Ask until the answer is true, and return it; at most a quarter of the time is spent on asking.
+    """Ask until the answer is true, and return it, asking at least once a second, and mostly waiting.
 
     Raises:
         TimeoutError: It wasn't in time.
@@ -107,7 +107,7 @@ def wait_until(holds: Callable[[], Any], timeout_s: float, what: str) -> Any:
         if answered > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         # A web server that is asked without pause takes a core from the run that is waited for.
-        time.sleep(max(0.05, 3 * (answered - asked)))
+        time.sleep(min(1.0, max(0.05, 3 * (answered - asked))))
 
 
 def _command_line(process: psutil.Process) -> str:

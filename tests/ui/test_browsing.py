@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from tests.ui.graphql_door import Materialization
 from tests.ui.screen import Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 LINEAGE = {
     "raw": [],

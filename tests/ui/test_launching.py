@@ -10,7 +10,7 @@ from kitchen_resources.checkpoints.head import Head
 from tests.ui.dagster_dev import DagsterDev
 from tests.ui.screen import Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 
 def _steps(recipe: str, epochs: int) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 
 from tests.ui.screen import Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 
 def test_a_recipe_on_anothers_model_is_drawn_launched_and_measured(screen: Screen, shown_run: str) -> None:

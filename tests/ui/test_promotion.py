@@ -11,7 +11,7 @@ from tests.ui.dagster_dev import DagsterDev, wait_until
 from tests.ui.screen import Screen
 from tests.ui.test_reloading import RELOAD
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 IMPOSSIBLE = {"metric": "held_out/loss", "minimum": 0.001}
 

@@ -16,7 +16,7 @@ from tests.ui.conftest import TINY
 from tests.ui.dagster_dev import DAGSTER, DagsterDev, dagster_dev, wait_until
 from tests.ui.screen import RUN_S
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("recovery")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 SLOW = {**TINY, "max_rows": 1200, "epochs": 1, "evaluations": [], "eval_every": 0, "checkpoint_steps": 10}
 """1,080 rows to train on, 68 steps."""

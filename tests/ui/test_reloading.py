@@ -8,7 +8,7 @@ from tests.ui.conftest import TINY
 from tests.ui.dagster_dev import wait_until
 from tests.ui.screen import Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 RELOAD = """
 mutation { reloadRepositoryLocation(repositoryLocationName: "kitchen") { ... on WorkspaceLocationEntry { loadStatus } } }

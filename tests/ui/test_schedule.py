@@ -7,7 +7,7 @@ from tests.ui.dagster_dev import DagsterDev, wait_until
 from tests.ui.graphql_door import REPOSITORY
 from tests.ui.screen import Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 _SCHEDULE = """
 query ($selector: ScheduleSelector!) { scheduleOrError(scheduleSelector: $selector) { ... on Schedule {

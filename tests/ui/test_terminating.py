@@ -12,7 +12,7 @@ from kitchen_resources.checkpoints.store import CheckpointStore
 from tests.ui.dagster_dev import DAGSTER, DagsterDev, wait_until
 from tests.ui.screen import RUN_S, Screen
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 CANCELED_S = 10
 

@@ -1,10 +1,9 @@
 """docs/recipes.md: up to date, right in its examples, and complete."""
 
-import importlib.util
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import dagster as dg
@@ -24,6 +23,7 @@ from kitchen_resources.recipes.rules import check_values, field_names
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
 from kitchen_resources.training.trl.session import METHODS as METHOD_MODULES
+from tests.pages import generate
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"^```(?P<language>\w+) ?(?P<mark>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -96,16 +96,6 @@ NOT_OFFERED = {
 
 
 @pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_recipes", DOCS / "generate_recipes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def page() -> str:
     return (DOCS / "recipes.md").read_text(encoding="utf-8")
 
@@ -127,22 +117,27 @@ def examples(page: str, language: str, mark: str) -> list[str]:
 # The generator.
 
 
-def test_the_page_is_up_to_date(generator: ModuleType, page: str) -> None:
-    assert page == generator.render()
-    assert generator.main(["--check"]) == 0
+def test_the_pages_are_up_to_date(page: str) -> None:
+    assert set(generate.NAMES) == {"backends", "recipes", "telemetry"}
+    assert page == generate.render("recipes")
+    assert generate.main(["--check"]) == 0
 
 
 def test_a_page_that_is_not_is_told_and_written(
-    generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generator, "PAGE", tmp_path / "recipes.md")
-    assert generator.main(["--check"]) == 1
-    assert "is not up to date; run: python docs/generate_recipes.py" in capsys.readouterr().err
-    assert generator.main([]) == 0
-    assert generator.main(["--check"]) == 0
-    (tmp_path / "recipes.md").write_text(generator.render() + "x")
-    assert generator.main(["--check"]) == 1
-    assert generator.main(["--other"]) == 2
+    shutil.copytree(DOCS / "pages", tmp_path / "pages")
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    assert generate.main(["--check"]) == 1
+    assert (
+        "not up to date: backends.md, recipes.md, telemetry.md; run: python docs/generate.py"
+        in capsys.readouterr().err
+    )
+    assert generate.main([]) == 0
+    assert generate.main(["--check"]) == 0
+    (tmp_path / "recipes.md").write_text(generate.render("recipes") + "x")
+    assert generate.main(["--check"]) == 1
+    assert generate.main(["--other"]) == 2
 
 
 # Completeness.

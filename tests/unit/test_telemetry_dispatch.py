@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kitchen_resources.telemetry.dispatch import Dispatcher, NoopTelemetry
-from kitchen_resources.telemetry.handlers import read_jsonl
+from kitchen_resources.telemetry.jsonl import read_jsonl
 from kitchen_resources.telemetry.port import EVENTS, Event
 from kitchen_resources.telemetry.resource import TelemetryResource
 

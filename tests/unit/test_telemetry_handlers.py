@@ -12,7 +12,8 @@ from typing import Any
 import numpy
 import pytest
 
-from kitchen_resources.telemetry.handlers import ConsoleHandler, JsonlHandler, read_jsonl
+from kitchen_resources.telemetry.console import ConsoleHandler
+from kitchen_resources.telemetry.jsonl import JsonlHandler, read_jsonl
 from kitchen_resources.telemetry.port import Event
 
 FINGERPRINT = "3f2a91c04b77" + "0" * 52
@@ -30,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("kitchen_resources.telemetry.handlers.time.monotonic", clock)
+    monkeypatch.setattr("kitchen_resources.telemetry.console.time.monotonic", clock)
     return clock
 
 
@@ -243,7 +244,7 @@ def test_a_killed_process_loses_no_event(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     program = f"""
 from pathlib import Path
-from kitchen_resources.telemetry.handlers import JsonlHandler
+from kitchen_resources.telemetry.jsonl import JsonlHandler
 from kitchen_resources.telemetry.port import Event
 import os, signal
 handler = JsonlHandler(Path({str(path)!r}))

@@ -130,7 +130,7 @@ def test_options_of_the_engine(options: dict[str, Any], said: str | None) -> Non
 
 
 def test_the_docs_list_what_can_be_set() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "recipes.template.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "pages" / "recipes.template.md").read_text()
     (sentence,) = re.findall(r"Of these the other methods take all.*", text)
     missing, _, besides = sentence.partition("Besides there are: ")
     of_methods = dict(zip(PASSED_ON, (part.split(" ", 1)[1] for part in besides.split("; ")), strict=True))

@@ -19,7 +19,7 @@ from kitchen_resources.checkpoints.store import CheckpointStore
 from tests.workflows.cli import ROOT, command, environment, events, execute, write_config
 from tests.workflows.conftest import Bench
 
-pytestmark = [pytest.mark.heavy, pytest.mark.full, pytest.mark.xdist_group("canceling")]
+pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
 LONG: dict[str, Any] = {
     "max_rows": 800,

@@ -17,7 +17,7 @@ from kitchen_assets.kitchen import built_in
 from kitchen_resources.embedded import write_model
 from kitchen_resources.embedded.tokenizer import build_tokenizer
 from kitchen_resources.registry.store import StoreRegistry
-from kitchen_resources.telemetry.handlers import read_jsonl
+from kitchen_resources.telemetry.jsonl import read_jsonl
 from kitchen_resources.training.base_models import resolve_base
 from tests.workflows import cli
 from tests.workflows.conftest import SMALL, Bench

@@ -23,7 +23,7 @@ from tests.faults.forked import forked
 from tests.faults.trl_kills import import_everything, train
 from tests.workflows.conftest import Bench
 
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("method_bits")]
+pytestmark = pytest.mark.heavy
 
 EPOCHS = 3
 COMMON: dict[str, Any] = {

@@ -16,7 +16,7 @@ from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import ConfigError, DiskFull, TrainingDiverged
 from kitchen_resources.formulas.batches import batch_plan
 from kitchen_resources.recipes.supervised import SupervisedRecipe
-from kitchen_resources.telemetry.handlers import read_jsonl
+from kitchen_resources.telemetry.jsonl import read_jsonl
 from kitchen_resources.training.trl import supervised
 from tests.workflows.conftest import SMALL, Bench
 

@@ -1,15 +1,9 @@
-"""Writes docs/recipes.md from its template and from the fields of the recipes.
-
-python docs/generate_recipes.py           writes it
-python docs/generate_recipes.py --check   fails when it isn't up to date
-"""
+"""docs/recipes.md: the fields of the recipes."""
 
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -30,10 +24,6 @@ from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.trl import distillation, preference, reinforcement, supervised
 from kitchen_resources.training.trl.arguments import OWNED, OWNED_FIELDS
 
-HERE = Path(__file__).parent
-TEMPLATE = HERE / "recipes.template.md"
-PAGE = HERE / "recipes.md"
-
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 _BLOCKS: dict[type[BaseModel], str] = {
     LoraConfig: "lora",
@@ -52,25 +42,9 @@ _METHODS: dict[type[Recipe], Any] = {
 """Recipe class of each method, and the module that trains it on TRL."""
 
 
-def render() -> str:
-    """The whole page."""
-    text = TEMPLATE.read_text(encoding="utf-8")
-    return text.replace("{{ fields }}", "\n\n".join(_field_tables())).replace("{{ owned }}", _owned_tables())
-
-
-def main(arguments: list[str]) -> int:
-    """Write the page, or compare it; the exit status."""
-    if arguments not in ([], ["--check"]):
-        print(__doc__, file=sys.stderr)  # noqa: T201
-        return 2
-    page = render()
-    if arguments == []:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    print(f"{PAGE} is not up to date; run: python docs/generate_recipes.py", file=sys.stderr)  # noqa: T201
-    return 1
+def render(template: str) -> str:
+    """The whole page, from its template."""
+    return template.replace("{{ fields }}", "\n\n".join(_field_tables())).replace("{{ owned }}", _owned_tables())
 
 
 def _field_tables() -> Iterator[str]:
@@ -171,7 +145,3 @@ def _owned_table(fields: Mapping[str, str], owned: Mapping[str, str]) -> str:
     for said, names in by_word.items():
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {said} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

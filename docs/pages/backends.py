@@ -1,13 +1,7 @@
-"""Writes docs/backends.md from its template and from what the backends say of themselves.
+"""docs/backends.md: what the backends say of themselves."""
 
-python docs/generate_backends.py           writes it
-python docs/generate_backends.py --check   fails when it isn't up to date
-"""
-
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import CapabilityError
@@ -24,10 +18,6 @@ from kitchen_resources.training.preflight import require_capable
 from kitchen_resources.training.ray.backend import RayTrainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from kitchen_resources.training.trl.backend import TrlTrainer
-
-HERE = Path(__file__).parent
-TEMPLATE = HERE / "backends.template.md"
-PAGE = HERE / "backends.md"
 
 WORKS, OFFERED, NOT_OFFERED = "works", "offered", "not offered"
 
@@ -151,10 +141,9 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
 _RESUME = {"exact": "the same bits", "state": "weights and moments, by a probe's loss", "none": "no"}
 
 
-def render() -> str:
-    """The whole page."""
-    text = TEMPLATE.read_text(encoding="utf-8")
-    return text.replace("{{ features }}", "\n".join(_table()))
+def render(template: str) -> str:
+    """The whole page, from its template."""
+    return template.replace("{{ features }}", "\n".join(_table()))
 
 
 def offered(shown: Shown, asked: Asked) -> bool:
@@ -174,21 +163,6 @@ def offered(shown: Shown, asked: Asked) -> bool:
     return not shown.trainer.check(recipe)
 
 
-def main(arguments: list[str]) -> int:
-    """Write the page, or compare it; the exit status."""
-    if arguments not in ([], ["--check"]):
-        print(__doc__, file=sys.stderr)  # noqa: T201
-        return 2
-    page = render()
-    if arguments == []:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    print(f"{PAGE} is not up to date; run: python docs/generate_backends.py", file=sys.stderr)  # noqa: T201
-    return 1
-
-
 def _table() -> Iterator[str]:
     yield "| | " + " | ".join(f"`{name}`" for name in BACKENDS) + " |"
     yield "|---" * (len(BACKENDS) + 1) + "|"
@@ -206,7 +180,3 @@ def _mark(shown: Shown, asked: Asked, *, proven: bool) -> str:
     if shown.trainer.capabilities().simulated:
         return "simulated"
     return WORKS if proven else OFFERED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Console and JSONL handlers."""
+"""The console handler."""
 
-import json
-import math
-import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from kitchen_resources.telemetry.port import METHOD_METRICS, Event
@@ -66,74 +62,6 @@ class ConsoleHandler:
         if event.name == "stage.run.exception":
             return f"{recipe}: {about['stage']} failed: {about['error']}"
         return None
-
-
-class JsonlHandler:
-    """One JSON object a line, appended and flushed event by event, so that a killed run loses none.
-
-    A number that isn't finite is null, for JSON has no such number; what JSON doesn't know is written as its text.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
-
-    def handle(self, event: Event) -> None:
-        """See `Handler.handle`."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8")
-            self._end_half_line()
-        record = {
-            "timestamp": event.time,
-            "event": event.name,
-            "measurements": {name: _plain(value) for name, value in event.measurements.items()},
-            "metadata": {name: _plain(value) for name, value in event.metadata.items()},
-        }
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """See `Handler.close`."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-
-    def _end_half_line(self) -> None:
-        """A process killed while writing leaves half a line: end it, so that it spoils no other."""
-        assert self._file is not None
-        if self._path.stat().st_size:
-            with self._path.open("rb") as stream:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    self._file.write("\n")
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The events of a JSONL file; half lines of killed processes are left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if hasattr(value, "tolist"):
-        # Numbers and arrays of numpy and torch.
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _learned(values: Mapping[str, Any]) -> str:
