@@ -317,11 +317,7 @@ def test_events_of_evaluations(tmp_path: Path) -> None:
 def events_of(method: str, **config: Any) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """The events of a built-in recipe on simulated rows with the noop backend."""
     recorded.events.clear()
-    resources = {
-        **kitchen.noop(),
-        "blobs": {"store": {"memory": {"name": f"events of {method}"}}},
-        "telemetry": RecordingResource(),
-    }
+    resources = {**kitchen.noop(), "telemetry": RecordingResource()}
     own = {"model": "org/model", "epochs": 2, "evaluations": [], **config}
     with dg.DagsterInstance.ephemeral() as instance:
         kitchen.run(method, own, resources, instance=instance)
