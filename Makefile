@@ -56,7 +56,7 @@ types: $(SETUP) ## mypy, strict
 # that no worker is left with them when the other has nothing more to do.
 suites: $(SETUP) ## formulas, unit, contract, workflows and faults in one go
 	$(PYTEST) --junitxml=$(RESULTS)/suites.xml -n 2 --maxschedchunk 2 -m "not full" \
-	  tests/workflows tests/faults tests/contract tests/unit
+	  tests/workflows tests/faults tests/contract tests/unit examples/cookbook/tests
 
 formulas: $(SETUP) ## the pure functions, by exact numbers
 	$(PYTEST) --junitxml=$(RESULTS)/formulas.xml -n 2 tests/unit -k formulas

@@ -163,8 +163,12 @@ class Kitchen:
         """The Dagster definitions of the location.
 
         Raises:
-            ConfigError: As `recipe_assets`.
+            ConfigError: As `recipe_assets`; or there are no recipes.
         """
+        if not self.recipes:
+            raise ConfigError(
+                "there are no recipes", where="Kitchen(recipes=…)", fix="a folder of recipe files, or recipes by name"
+            )
         compiled = self.recipe_assets()
         self._require_used(compiled)
         jobs = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]

@@ -23,6 +23,7 @@ from tests.ui.graphql_door import GraphqlDoor
 
 REPOSITORY = Path(__file__).parents[2]
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
+KITCHEN = {"python_module": {"module_name": "kitchen_assets.definitions", "location_name": "kitchen"}}
 _START_S = 90
 _STOP_S = 30
 
@@ -136,7 +137,9 @@ def dagster_dev(folder: Path, recipes: dict[str, dict[str, Any]], **variables: s
         (shelf / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     log = folder / "dagster_dev.log"
     port = _free_port()
-    workspace = ["-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]
+    # The kitchen's own location alone: each has a server and sensors of its own.
+    (locations := folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [KITCHEN]}))
+    workspace = ["-w", str(locations), "-h", "127.0.0.1", "-p", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [DAGSTER, "dev", *workspace],

@@ -77,7 +77,7 @@ def test_it_marks_and_then_deletes_and_says_so(bench: Bench, engine: Engine) -> 
 
 
 def test_every_location_has_it_and_its_schedule_is_off() -> None:
-    definitions = Kitchen().definitions()
+    definitions = built_in().definitions()
     schedule = definitions.resolve_schedule_def("storage_cleanup_schedule")
     assert (schedule.job_name, schedule.cron_schedule) == ("storage_cleanup", "30 4 * * *")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED

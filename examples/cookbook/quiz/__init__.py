@@ -1,0 +1,1 @@
+"""What is the cookbook's own: an adapter and an environment."""
