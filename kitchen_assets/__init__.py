@@ -11,7 +11,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.door import describe, noop, recipes, run, validate, workflows
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.results import Compared, RunResult
-from kitchen_assets.shelf import export, prune, push, storage, verify
+from kitchen_assets.shelf import export, prune, push, rollback, storage, verify
 from kitchen_resources.evaluation.scorers import register_scorer
 from kitchen_resources.telemetry.attached import attach_telemetry
 
@@ -35,6 +35,7 @@ __all__ = [
     "push",
     "recipes",
     "register_scorer",
+    "rollback",
     "run",
     "stage",
     "storage",

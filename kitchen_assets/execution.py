@@ -11,8 +11,10 @@ from kitchen_assets.canceling import canceled_by_interrupts
 from kitchen_assets.composition import CheckOutcome
 from kitchen_assets.context import StageContext, stage_context
 from kitchen_assets.tags import BACKEND, ERROR, MENDABLE, RECIPE, REFUSED
+from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.dagster_context import stage_running
 from kitchen_resources.errors import ConfigError, EarlierFailure, KitchenError
+from kitchen_resources.registry.port import ModelRegistry
 from kitchen_resources.training.preflight import check_recipe, preflight
 from kitchen_resources.training.upstream import missing_upstreams, require_known, require_upstreams
 
@@ -67,6 +69,24 @@ def run_stage(
         except KitchenError as error:
             # Of the stage, or of telling of it: the store may be away from the first request on.
             raise told_failure(context.instance, context.run.run_id, error) from None
+
+
+def on_the_store(context: Any, work: Callable[[BlobStore, ModelRegistry], T]) -> T:
+    """Do something with the store and the registry, in a job of its own that trains nothing.
+
+    Args:
+        context: Of an op that requires `blobs` and `registry`.
+        work: What to do.
+
+    Raises:
+        dagster.Failure: With the kitchen's message, caused by the kitchen's error.
+    """
+    try:
+        refuse_environment(context.run.run_config)
+        blobs = context.resources.blobs.adapter()
+        return work(blobs, context.resources.registry.adapter(blobs))
+    except KitchenError as error:
+        raise KitchenFailure(error) from None
 
 
 def _failed_checks(result: Any) -> list[str]:

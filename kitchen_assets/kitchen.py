@@ -14,7 +14,8 @@ from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
 from kitchen_assets.new_data import new_data_sensors
-from kitchen_assets.publishing import hub_push
+from kitchen_assets.promoting import promotion_sensors
+from kitchen_assets.publishing import hub_push, production_rollback
 from kitchen_assets.references import epoch_references
 from kitchen_assets.sensors import run_sensors
 from kitchen_assets.workflows import WORKFLOWS
@@ -175,7 +176,7 @@ class Kitchen:
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[*jobs, storage_cleanup, hub_push],
+            jobs=[*jobs, storage_cleanup, hub_push, production_rollback],
             schedules=[
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,
@@ -183,6 +184,7 @@ class Kitchen:
             sensors=[
                 *run_sensors(jobs, {recipe.name: recipe.recipe for recipe in compiled}),
                 *new_data_sensors([recipe.recipe for recipe in compiled]),
+                *promotion_sensors(jobs, [recipe.recipe for recipe in compiled]),
             ],
             resources={
                 **self.all_resources(),

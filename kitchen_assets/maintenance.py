@@ -5,9 +5,8 @@ from typing import Any, Optional
 import dagster as dg
 from pydantic import Field
 
-from kitchen_assets.execution import KitchenFailure, refuse_environment
+from kitchen_assets.execution import on_the_store
 from kitchen_assets.shelf import Pruned, prune
-from kitchen_resources.errors import KitchenError
 from kitchen_resources.recipes.names import CLEANUP_JOB
 
 
@@ -41,19 +40,17 @@ def clear_storage(context: dg.OpExecutionContext, config: StorageCleanup) -> Any
     Raises:
         dagster.Failure: With the kitchen's message, caused by the kitchen's error.
     """
-    try:
-        refuse_environment(context.run.run_config)
-        blobs = context.resources.blobs.adapter()
-        pruned = prune(
+    pruned = on_the_store(
+        context,
+        lambda blobs, registry: prune(
             keep_last=config.keep_last,
             grace_hours=config.grace_hours,
             launch_days=config.launch_days,
             dry_run=config.dry_run,
             blobs=blobs,
-            registry=context.resources.registry.adapter(blobs),
-        )
-    except KitchenError as error:
-        raise KitchenFailure(error) from None
+            registry=registry,
+        ),
+    )
     for line in pruned.lines():
         context.log.info(line)
     yield dg.Output(None, metadata=_metadata(pruned))

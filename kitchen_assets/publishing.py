@@ -1,14 +1,14 @@
-"""The job that publishes a registered model on a hub; one in every location."""
+"""The jobs that act on registered models: publishing one on a hub, and taking one back; one of each in every location."""
 
-from typing import Any
+from typing import Any, Optional
 
 import dagster as dg
 from pydantic import Field
 
-from kitchen_assets.execution import KitchenFailure, refuse_environment
-from kitchen_assets.shelf import push
-from kitchen_resources.errors import KitchenError
-from kitchen_resources.recipes.names import PUSH_JOB
+from kitchen_assets.execution import on_the_store
+from kitchen_assets.shelf import push, rollback
+from kitchen_resources.recipes.names import PUSH_JOB, ROLLBACK_JOB
+from kitchen_resources.registry.port import PRODUCTION
 
 
 class HubPush(dg.Config):
@@ -33,20 +33,18 @@ def push_to_hub(context: dg.OpExecutionContext, config: HubPush) -> Any:
     Raises:
         dagster.Failure: With the kitchen's message, caused by the kitchen's error.
     """
-    try:
-        refuse_environment(context.run.run_config)
-        blobs = context.resources.blobs.adapter()
-        pushed = push(
+    pushed = on_the_store(
+        context,
+        lambda blobs, registry: push(
             config.source,
             config.repo_id,
             private=config.private,
             branch=config.branch,
             merged=config.merged,
             blobs=blobs,
-            registry=context.resources.registry.adapter(blobs),
-        )
-    except KitchenError as error:
-        raise KitchenFailure(error) from None
+            registry=registry,
+        ),
+    )
     context.log.info(f"{config.source} is {pushed.page} at {pushed.commit[:12]}")
     yield dg.Output(
         None,
@@ -67,3 +65,42 @@ def push_to_hub(context: dg.OpExecutionContext, config: HubPush) -> Any:
 def hub_push() -> None:
     """The job."""
     push_to_hub()
+
+
+class Rollback(dg.Config):
+    """What goes back to production."""
+
+    model: str = Field(description="Name of the model, the recipe's.")
+    version: Optional[int] = Field(default=None, description="Version to go back to; null for the one before.")
+
+
+@dg.op(
+    name="roll_back_production",
+    required_resource_keys={"blobs", "registry"},
+    out=dg.Out(dg.Nothing),
+    description="Point production back to the version before, or to another one.",
+)
+def roll_back_production(context: dg.OpExecutionContext, config: Rollback) -> Any:
+    """Take what is in production back; lineage shows what is there now.
+
+    Raises:
+        dagster.Failure: With the kitchen's message, caused by the kitchen's error.
+    """
+    moved = on_the_store(
+        context,
+        lambda blobs, registry: rollback(config.model, to=config.version, blobs=blobs, registry=registry),
+    )
+    context.log.info(str(moved))
+    metadata: dict[str, Any] = {"version": moved.version, "before": moved.before, "reason": "rolled back"}
+    context.log_event(dg.AssetMaterialization([config.model, PRODUCTION], metadata=metadata))
+    yield dg.Output(None, metadata=metadata)
+
+
+@dg.job(
+    name=ROLLBACK_JOB,
+    description="Point `production` of a model back to the version before, or to another one.",
+    tags={"kitchen/kind": "promotion"},
+)
+def production_rollback() -> None:
+    """The job."""
+    roll_back_production()

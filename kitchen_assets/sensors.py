@@ -84,13 +84,13 @@ def run_sensors(jobs: Sequence[Any], recipes: Mapping[str, Recipe]) -> list[dg.S
 def _lost_runs() -> dg.SensorDefinition:
     @running_sensor(
         name="lost_runs",
-        minimum_interval_seconds=_every_s(),
+        minimum_interval_seconds=look_every_s(),
         description="Marks runs failed whose process is gone, or whose heartbeat stands still.",
     )
     def lost_runs(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
         before = {run: Seen(**seen) for run, seen in json.loads(context.cursor or "{}").items()}
         now: dict[str, Any] = {}
-        looks = looks_until_lost(_every_s())
+        looks = looks_until_lost(look_every_s())
         for run in context.instance.get_runs(dg.RunsFilter(statuses=_GOING)):
             if WORKER not in run.tags:
                 continue
@@ -128,7 +128,7 @@ def _resume_runs(jobs: Sequence[Any]) -> dg.SensorDefinition:
     @running_sensor(
         name="resume_runs",
         jobs=list(jobs),
-        minimum_interval_seconds=_every_s(),
+        minimum_interval_seconds=look_every_s(),
         description="Runs again what failed and a repeat can mend: it goes on from the last published checkpoint.",
     )
     def resume_runs(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
@@ -239,7 +239,7 @@ def _checkpoint_sensor(
     @running_sensor(
         name=name,
         jobs=[jobs[f"{recipe}_{job}"] for recipe in recipes if f"{recipe}_{job}" in jobs],
-        minimum_interval_seconds=_every_s(),
+        minimum_interval_seconds=look_every_s(),
         description=description,
     )
     def look(context: dg.SensorEvaluationContext, blobs: BlobsResource) -> dg.SensorResult:
@@ -395,7 +395,8 @@ def _first_wait_s() -> float:
     return float(os.environ.get(FIRST_WAIT, "60"))
 
 
-def _every_s() -> int:
+def look_every_s() -> int:
+    """How often sensors look, in seconds."""
     return int(os.environ.get(LOOK_EVERY, "30"))
 
 

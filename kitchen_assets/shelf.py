@@ -12,10 +12,10 @@ from kitchen_resources.checkpoints.head import CheckpointEntry, Head
 from kitchen_resources.checkpoints.lease import acquire, is_free
 from kitchen_resources.checkpoints.retention import payload_to_keep
 from kitchen_resources.checkpoints.store import CheckpointStore
-from kitchen_resources.errors import BlobError, ConfigError, LeaseHeld
+from kitchen_resources.errors import BlobError, ConfigError, LeaseHeld, RegistryError
 from kitchen_resources.hub.push import Pushed, push_folder
 from kitchen_resources.registry.card import model_card
-from kitchen_resources.registry.port import ModelRegistry, ModelVersion
+from kitchen_resources.registry.port import PREVIOUS, PRODUCTION, ModelRegistry, ModelVersion
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.storage.collection import collect
 from kitchen_resources.storage.room import Storage, measure
@@ -110,6 +110,55 @@ def push(
         (folder / "README.md").write_text(card, encoding="utf-8")
         message = f"{name}, version {version.version} (run {version.fingerprint[:12]}, step {version.step})"
         return push_folder(folder, repo_id, branch=branch, private=private, message=message)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What is in production now, and what was before.
+
+    Attributes:
+        model: Name of the model.
+        version: In production now.
+        before: In production until now.
+    """
+
+    model: str
+    version: int
+    before: int
+
+    def __str__(self) -> str:
+        return f"version {self.version} of {self.model} is in production, and no longer version {self.before}"
+
+
+def rollback(
+    model: str,
+    *,
+    to: int | None = None,
+    blobs: BlobStore | None = None,
+    registry: ModelRegistry | None = None,
+) -> Moved:
+    """Point `production` of a model back to the version that was there before, or to another one. No gate is asked.
+
+    Args:
+        model: Name of the model, the recipe's.
+        to: Version to go back to; by default the one before, which `model@previous` names.
+        blobs: The store; by default the one that runs use.
+        registry: Where model versions are; by default in the store.
+
+    Raises:
+        RegistryError: Nothing is in production, nothing was before, or there is no such version.
+    """
+    versions = registry or StoreRegistry(blobs or open_store(default_store()))
+    before = versions.alias(model, PRODUCTION)
+    if before is None:
+        raise RegistryError("has nothing in production", where=f"model {model}", fix=f"run the job {model}_promote")
+    target = versions.alias(model, PREVIOUS) if to is None else to
+    if target is None or target == before:
+        raise RegistryError(
+            f"has nothing to go back to from version {before}", where=f"model {model}", fix="name a version: to=…"
+        )
+    versions.move_alias(model, PRODUCTION, target, expected=before)
+    return Moved(model, target, before)
 
 
 @dataclass(frozen=True)

@@ -99,3 +99,11 @@ class PromotionRule(Block):
         "Refuse a version that isn't better than the base, or than what is in production.",
         moves="nothing",
     )
+    by: Literal["value", "interval"] = recipe_field(
+        "value",
+        "Compare values; or 95 % intervals, by their unfavourable ends: better is what the intervals keep apart.",
+        moves="nothing",
+    )
+    automatic: bool = recipe_field(
+        False, "Whether a sensor runs the promotion job for each new candidate.", moves="nothing"
+    )

@@ -16,6 +16,9 @@ CLEANUP_JOB = "storage_cleanup"
 PUSH_JOB = "hub_push"
 """Another such job: it publishes a model on a hub."""
 
+ROLLBACK_JOB = "production_rollback"
+"""Another: it points production back to the version before."""
+
 JOB_SUFFIXES = {
     "_promote": "a promotion job",
     "_evaluate_checkpoint": "an evaluation job",
@@ -52,6 +55,8 @@ def _taken(name: str) -> str:
         return "is the name of the job that clears the store"
     if name == PUSH_JOB:
         return "is the name of the job that publishes a model"
+    if name == ROLLBACK_JOB:
+        return "is the name of the job that takes a model back"
     if keyword.iskeyword(name):
         # Dagster hands resources over as a named tuple, whose fields can't be keywords.
         return "is a keyword of Python"

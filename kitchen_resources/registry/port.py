@@ -8,6 +8,8 @@ from kitchen_resources.blobs.content import StoredFile
 
 CANDIDATE = "candidate"
 PRODUCTION = "production"
+PREVIOUS = "previous"
+"""What was in production before; moved with it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class ModelRegistry(Protocol):
 
     def move_alias(self, name: str, alias: str, version: int, *, expected: int | None) -> None:
         """Point an alias to a version, if it still points to `expected`.
+
+        With `production`, `previous` is pointed to what was there before, at once.
 
         Raises:
             RegistryError: There is no such version, or somebody else moved the alias meanwhile.

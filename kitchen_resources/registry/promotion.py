@@ -34,22 +34,40 @@ def judge(rule: PromotionRule, version: ModelVersion, in_production: ModelVersio
     if found is None:
         known = ", ".join(sorted(version.metrics)) or "nothing"
         return Verdict(False, f"{metric} was not measured; measured was {known}", numbers)
-    value, lower = float(found["value"]), lower_is_better(metric)
+    lower = lower_is_better(metric)
+    if rule.by == "interval":
+        numbers["by"] = rule.by
+    value, said = _end(rule, found, unfavourable="high" if lower else "low")
+    if value is None:
+        return Verdict(False, f"{metric} is {said}", numbers)
     if rule.minimum is not None:
         numbers["bound"] = rule.minimum
         if (value > rule.minimum) if lower else (value < rule.minimum):
-            return Verdict(False, f"{metric} is {value:.4g}, the bound is {rule.minimum:g}", numbers)
+            return Verdict(False, f"{metric} is {said}, the bound is {rule.minimum:g}", numbers)
     other = _other(rule, metric, version, in_production)
     if other is None:
-        return Verdict(True, f"{metric} is {value:.4g}", numbers)
+        return Verdict(True, f"{metric} is {said}", numbers)
     name, measured = other
     numbers[name] = measured
     if measured is None:
         return Verdict(False, f"{metric} of {name} was not measured", numbers)
-    than = float(measured["value"])
+    than, said_of_it = _end(rule, measured, unfavourable="low" if lower else "high")
+    if than is None:
+        return Verdict(False, f"{metric} of {name} is {said_of_it}", numbers)
     if not (value < than if lower else value > than):
-        return Verdict(False, f"{metric} is {value:.4g}, no better than {than:.4g} of {name}", numbers)
-    return Verdict(True, f"{metric} is {value:.4g}, better than {than:.4g} of {name}", numbers)
+        return Verdict(False, f"{metric} is {said}, no better than {said_of_it} of {name}", numbers)
+    return Verdict(True, f"{metric} is {said}, better than {said_of_it} of {name}", numbers)
+
+
+def _end(rule: PromotionRule, measured: Mapping[str, Any], *, unfavourable: str) -> tuple[float | None, str]:
+    """What of a measure is compared, and how it is told; None where there are too few rows for an interval."""
+    value = float(measured["value"])
+    if rule.by == "value":
+        return value, f"{value:.4g}"
+    if measured[unfavourable] is None:
+        return None, f"{value:.4g} on {measured['n']} rows, too few for an interval"
+    end = float(measured[unfavourable])
+    return end, f"{value:.4g} ({'at least' if unfavourable == 'low' else 'at most'} {end:.4g})"
 
 
 def _other(

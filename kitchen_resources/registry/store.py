@@ -15,7 +15,7 @@ from kitchen_resources.blobs.memory import MemoryBlobs
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import RegistryError
-from kitchen_resources.registry.port import ModelFiles, ModelVersion, Registration
+from kitchen_resources.registry.port import PREVIOUS, PRODUCTION, ModelFiles, ModelVersion, Registration
 
 FORMAT = 1
 
@@ -79,7 +79,8 @@ class StoreRegistry:
                     where=f"model {name}",
                     fix="somebody else moved it; look at both versions and run again",
                 )
-            data = canonical_json({**aliases, alias: version})
+            before = {PREVIOUS: expected} if alias == PRODUCTION and expected is not None else {}
+            data = canonical_json({**aliases, **before, alias: version})
             if self._blobs.compare_and_swap(_aliases_key(name), at, data) is not None:
                 return
 

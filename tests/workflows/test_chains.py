@@ -122,6 +122,7 @@ def test_a_base_and_a_teacher_of_two_recipes_are_two_edges() -> None:
     } | {
         "large_then_student",
         "hub_push",
+        "production_rollback",
         "storage_cleanup",
     }
 
