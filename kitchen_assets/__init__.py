@@ -8,6 +8,7 @@ result.model_path, result.evaluation
 
 from kitchen_assets.composition import CheckOutcome, ExternalStage, Gate, Loop, Stage, StageResult, Workflow, stage
 from kitchen_assets.context import StageContext
+from kitchen_assets.control import conditional, loop, parallel, sub_workflow
 from kitchen_assets.door import describe, noop, recipes, run, validate, workflows
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.results import Compared, RunResult
@@ -28,9 +29,12 @@ __all__ = [
     "StageResult",
     "Workflow",
     "attach_telemetry",
+    "conditional",
     "describe",
     "export",
+    "loop",
     "noop",
+    "parallel",
     "prune",
     "push",
     "recipes",
@@ -39,6 +43,7 @@ __all__ = [
     "run",
     "stage",
     "storage",
+    "sub_workflow",
     "validate",
     "verify",
     "workflows",

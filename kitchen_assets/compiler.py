@@ -8,9 +8,21 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import code_references, versioned_output
-from kitchen_assets.composition import CheckOutcome, CheckpointJob, ExternalStage, Gate, Loop, Stage, Workflow
-from kitchen_assets.context import resource_keys
+from kitchen_assets.branching import conditional_graph
+from kitchen_assets.composition import (
+    CheckOutcome,
+    CheckpointJob,
+    ExternalStage,
+    Gate,
+    Loop,
+    Stage,
+    StageResult,
+    Workflow,
+)
+from kitchen_assets.context import StageContext, resource_keys
+from kitchen_assets.control import Conditional, every_node
 from kitchen_assets.execution import KitchenFailure, run_stage
+from kitchen_assets.performing import AssetStep, as_stages, asset_steps, is_worth_retrying, perform_stage
 from kitchen_assets.tags import BACKEND, KIND, RECIPE, WORKFLOW
 from kitchen_resources.recipes.recipe import Recipe
 
@@ -38,19 +50,22 @@ class RecipeAssets:
         self.recipe = recipe
         self.name = recipe.definition.name
         self._location = location
-        self._keys = {*resource_keys(self.name, *upstream), *ports}
+        self.keys = {*resource_keys(self.name, *upstream), *ports}
+        self._placed = asset_steps(workflow.stages)
+        self._made = [step for step, _ in self._placed if not isinstance(step, ExternalStage)]
+        conditions = [step for step in self._made if isinstance(step, Conditional)]
+        self._inside = {each.name for step in conditions for each in as_stages((*step.then, *step.otherwise))}
+        self._steps = [name for node in every_node(workflow.stages) if (name := getattr(node, "name", ""))]
         self._upstream = upstream
 
     # Definitions.
 
     def assets(self) -> list[dg.AssetsDefinition | dg.AssetSpec]:
         """All assets, in the workflow's order."""
-        made: list[dg.AssetsDefinition | dg.AssetSpec] = []
-        before: str | None = None
-        steps = [*self.workflow.stages, *(step for step in self.workflow.promotion if isinstance(step, Stage))]
-        for step in steps:
-            after = step.after if step.after is not None else ((before,) if before else ())
-            made.append(self._asset(step, after))
+        made = [self._asset(step, after) for step, after in self._placed]
+        before = self._placed[-1][0].name
+        for step in (step for step in self.workflow.promotion if isinstance(step, Stage)):
+            made.append(self._asset(step, step.after if step.after is not None else (before,)))
             before = step.name
         return made
 
@@ -60,7 +75,7 @@ class RecipeAssets:
 
     def jobs(self) -> list[Any]:
         """The training job, named as the recipe, and the promotion job."""
-        stages = [self.key(step.name) for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        stages = [self.key(step.name) for step in self._made]
         selection = dg.AssetSelection.assets(*stages)
         gates = [check for definition in self.checks() for check in definition.check_keys]
         jobs = [
@@ -90,15 +105,13 @@ class RecipeAssets:
     def _checkpoint_job(self, job: CheckpointJob) -> dg.JobDefinition:
         @dg.op(
             name=f"{self.name}__{job.name}",
-            required_resource_keys=self._keys,
+            required_resource_keys=self.keys,
             description=job.description,
             config_schema={"checkpoint": dg.Field(str, description="Key of its partition: 3f2a91c04b77/000000400")},
             out=dg.Out(dg.Nothing),
         )
         def work(context: dg.OpExecutionContext) -> Any:
-            found = self._run(
-                context, job.name, lambda kitchen: job.execute(kitchen, context.op_config["checkpoint"])
-            )
+            found = self.run(context, job.name, lambda kitchen: job.execute(kitchen, context.op_config["checkpoint"]))
             yield dg.Output(None, metadata=dict(found))
 
         @dg.job(name=f"{self.name}_{job.name}", description=job.description, tags=self._tags("maintenance"))
@@ -120,7 +133,7 @@ class RecipeAssets:
         ]
 
     def _chained(self, name: str) -> dg.AssetSelection:
-        stages = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        stages = [step.name for step in self._made]
         gates = [check for definition in self.checks() for check in definition.check_keys]
         registered = dg.AssetKey([name, "registered_model"])
         within = dg.AssetSelection.key_prefixes([name])
@@ -151,7 +164,7 @@ class RecipeAssets:
 
     # Assets.
 
-    def _asset(self, step: Stage | ExternalStage | Loop, after: Sequence[str]) -> dg.AssetsDefinition | dg.AssetSpec:
+    def _asset(self, step: AssetStep, after: Sequence[str]) -> dg.AssetsDefinition | dg.AssetSpec:
         if isinstance(step, ExternalStage):
             return dg.AssetSpec(
                 key=self.key(step.name),
@@ -161,8 +174,10 @@ class RecipeAssets:
                 kinds=set(step.kinds),
                 owners=list(self.recipe.definition.owners),
                 partitions_def=self.checkpoint_partitions(),
-                metadata=self._code_references(None),
+                metadata=self.references(None),
             )
+        if isinstance(step, Conditional):
+            return conditional_graph(self, step, after)
         return self._loop(step, after) if isinstance(step, Loop) else self._stage(step, after)
 
     def _read_models(self) -> list[dg.AssetKey]:
@@ -185,13 +200,13 @@ class RecipeAssets:
             kinds=set(step.kinds),
             owners=list(self.recipe.definition.owners),
             code_version=step.code_version,
-            required_resource_keys=self._keys,
-            metadata=self._code_references(step.execute),
+            required_resource_keys=self.keys,
+            metadata=self.references(step.execute),
             check_specs=[dg.AssetCheckSpec(name, asset=key, blocking=True) for name in step.checks],
             output_required=not step.optional,
         )
         def compiled(context: dg.AssetExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads a return annotation
-            result = self._run(context, step.name, step.execute, reads_models=step.reads_models)
+            result = self.perform(context, step)
             if result is None:
                 return
             yield dg.MaterializeResult(
@@ -220,11 +235,11 @@ class RecipeAssets:
             name=f"{prefix}{step.plan.__name__}",
             ins={name: dg.In(dg.Nothing) for name in ins},
             out={step.turn_name: dg.DynamicOut(int, io_manager_key="epoch_references")},
-            required_resource_keys=self._keys,
+            required_resource_keys=self.keys,
             description=described_op(step.plan),
         )
         def plan(context: dg.OpExecutionContext) -> Any:
-            for number in self._run(context, step.plan.__name__, step.plan):
+            for number in self.run(context, step.plan.__name__, step.plan):
                 yield dg.DynamicOutput(
                     number, mapping_key=f"{step.turn_name}_{number:04d}", output_name=step.turn_name
                 )
@@ -232,12 +247,12 @@ class RecipeAssets:
         @dg.op(
             name=f"{prefix}{step.turn.__name__}",
             out=dg.Out(dg.Any, io_manager_key="epoch_references"),
-            required_resource_keys=self._keys,
+            required_resource_keys=self.keys,
             description=described_op(step.turn),
         )
         def turn(context: dg.OpExecutionContext, number: int) -> Any:
             try:
-                result = self._run(context, step.turn.__name__, lambda kitchen: step.turn(kitchen, number))
+                result = self.run(context, step.turn.__name__, lambda kitchen: step.turn(kitchen, number))
             except KitchenFailure as failure:
                 yield from _failed_check(step, failure, key)
                 raise
@@ -246,12 +261,12 @@ class RecipeAssets:
         @dg.op(
             name=f"{prefix}{step.finish.__name__}",
             out={"result": dg.Out(dg.Nothing), **{check.name: dg.Out(dg.Nothing) for check in step.checks}},
-            required_resource_keys=self._keys,
+            required_resource_keys=self.keys,
             description=described_op(step.finish),
         )
         def finish(context: dg.OpExecutionContext, turns: list[Any]) -> Any:
             try:
-                result = self._run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
+                result = self.run(context, step.name, lambda kitchen: step.finish(kitchen, turns))
             except KitchenFailure as failure:
                 yield from _failed_check(step, failure, key)
                 raise
@@ -282,10 +297,28 @@ class RecipeAssets:
             group_name=step.group,
             kinds=set(step.kinds),
             owners=list(self.recipe.definition.owners),
-            metadata=self._code_references(step.turn),
+            metadata=self.references(step.turn),
             check_specs=checks,
         )(compose)
         return asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version=step.code_version))
+
+    def perform(self, context: Any, step: Stage) -> StageResult | None:
+        """A stage with its hooks, as often as its retries say."""
+
+        def work(kitchen: StageContext) -> StageResult | None:
+            result = perform_stage(kitchen, step)
+            if step.name in self._inside:
+                kitchen.launch.write(f"made-{step.name}", {"version": result.data_version if result else ""})
+            return result
+
+        try:
+            found: StageResult | None = self.run(context, step.name, work, reads_models=step.reads_models)
+        except Exception as error:
+            cause = error.error if isinstance(error, KitchenFailure) else error
+            if context.retry_number < step.retries and is_worth_retrying(cause):
+                raise dg.RetryRequested(max_retries=step.retries, seconds_to_wait=step.retry_wait_s) from error
+            raise
+        return found
 
     def _gate(self, step: Gate) -> dg.AssetChecksDefinition:
         key = self.key(step.asset)
@@ -295,11 +328,11 @@ class RecipeAssets:
             name=step.name,
             blocking=True,
             description=step.description,
-            required_resource_keys=self._keys,
+            required_resource_keys=self.keys,
         )
         def decide(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
             blocking = self._promotes(context)
-            outcome = self._run(context, step.name, lambda kitchen: replace(step.decide(kitchen), blocking=blocking))
+            outcome = self.run(context, step.name, lambda kitchen: replace(step.decide(kitchen), blocking=blocking))
             if blocking and not outcome.passed:
                 context.log.error(outcome.description)
             return _check_result(outcome, key)
@@ -308,7 +341,8 @@ class RecipeAssets:
 
     # Running.
 
-    def _run(self, context: Any, name: str, work: Callable[..., Any], *, reads_models: bool = True) -> Any:
+    def run(self, context: Any, name: str, work: Callable[..., Any], *, reads_models: bool = True) -> Any:
+        """Do a stage's work in a Dagster step; see `run_stage`."""
         return run_stage(
             context,
             self.name,
@@ -319,6 +353,7 @@ class RecipeAssets:
             needs_preflight=name
             not in {step.name for step in (*self.workflow.promotion, *self.workflow.checkpoint_jobs)},
             reads_models=reads_models,
+            steps=self._steps,
             work=work,
         )
 
@@ -330,7 +365,7 @@ class RecipeAssets:
         """The stage with which this run is over: the last of those that it makes."""
         # Empty where a whole job runs in process.
         selected = context.run.asset_selection
-        training = [step.name for step in self.workflow.stages if not isinstance(step, ExternalStage)]
+        training = [step.name for step in self._made]
         promoted = [step.name for step in self.workflow.promotion if isinstance(step, Stage)]
         made = promoted if self._promotes(context) else training
         if selected:
@@ -350,7 +385,7 @@ class RecipeAssets:
             **dict(self.recipe.definition.tags),
         }
 
-    def _code_references(self, function: Callable[..., Any] | None) -> dict[str, Any]:
+    def references(self, function: Callable[..., Any] | None) -> dict[str, Any]:
         """Where the stage and the recipe are written, as the UI opens them."""
         places: list[tuple[str, int, str]] = []
         if function is not None:

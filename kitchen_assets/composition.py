@@ -61,7 +61,7 @@ class Stage:
 
     Attributes:
         name: Name of the asset.
-        execute: Makes it.
+        execute: Makes it; inside a loop or a condition it may return None.
         description: What it is; markdown.
         group: Noun it belongs to: datasets, training, checkpoints, evaluation, registry.
         kinds: Up to three labels that the UI shows.
@@ -70,6 +70,11 @@ class Stage:
         after: Names of the assets it needs; None for the stage before it in the list.
         optional: Whether it may return None, and leave the asset as it is.
         reads_models: Whether it reads the base model, and so waits for the recipe that this one builds on.
+        validate: Raises when what the stage needs isn't there; called before it.
+        cleanup: Called after it, whether it succeeded, failed or was refused.
+        timeout_s: How long it may take, in seconds; None for as long as it takes.
+        retries: How often it is done again when it failed and a repeat may succeed.
+        retry_wait_s: How long to wait before that, in seconds.
     """
 
     name: str
@@ -82,6 +87,11 @@ class Stage:
     after: tuple[str, ...] | None = None
     optional: bool = False
     reads_models: bool = True
+    validate: Callable[[StageContext], None] | None = None
+    cleanup: Callable[[StageContext], None] | None = None
+    timeout_s: float | None = None
+    retries: int = 0
+    retry_wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,9 +194,6 @@ class CheckpointJob:
     description: str
 
 
-Step = Stage | ExternalStage | Loop
-
-
 @dataclass(frozen=True)
 class Workflow:
     """A way to train, as the list of its stages.
@@ -195,7 +202,8 @@ class Workflow:
         name: Name of the workflow, which recipe files give as `workflow`.
         recipe: Class of its recipes: one of the methods', or a subclass with fields of its own.
         description: What it does; markdown.
-        stages: In order; each needs the one before it unless it says otherwise.
+        stages: In order; each needs the one before it unless it says otherwise. Besides stages, what `control` has: loops,
+            conditions, branches side by side, steps of other workflows.
         promotion: The gate and the stages of the job `<recipe>_promote`.
         checkpoint_jobs: What can be done with one checkpoint.
         required_ports: Resources of the location that its stages ask for by `StageContext.port`, by key.
@@ -205,11 +213,21 @@ class Workflow:
     name: str
     recipe: type[Recipe]
     description: str
-    stages: Sequence[Step]
+    stages: Sequence[Any]
     promotion: Sequence[Gate | Stage] = ()
     checkpoint_jobs: Sequence[CheckpointJob] = ()
     required_ports: tuple[str, ...] = ()
     optional_ports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what Dagster can't express.
+
+        Raises:
+            ConfigError: See `control.check_steps`.
+        """
+        from kitchen_assets.control import check_steps
+
+        check_steps(self.name, self.stages)
 
 
 def stage(
@@ -221,8 +239,13 @@ def stage(
     after: Sequence[str] | None = None,
     optional: bool = False,
     reads_models: bool = True,
+    validate: Callable[[StageContext], None] | None = None,
+    cleanup: Callable[[StageContext], None] | None = None,
+    timeout_s: float | None = None,
+    retries: int = 0,
+    retry_wait_s: float = 0.0,
 ) -> Callable[[Callable[[StageContext], StageResult | None]], Stage]:
-    """Make a stage of a function; its name and docstring are the asset's."""
+    """Make a stage of a function; its name and docstring are the asset's. For the rest see `Stage`."""
 
     def make(function: Callable[[StageContext], StageResult | None]) -> Stage:
         return Stage(
@@ -236,6 +259,11 @@ def stage(
             after=None if after is None else tuple(after),
             optional=optional,
             reads_models=reads_models,
+            validate=validate,
+            cleanup=cleanup,
+            timeout_s=timeout_s,
+            retries=retries,
+            retry_wait_s=retry_wait_s,
         )
 
     return make

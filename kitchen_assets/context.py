@@ -1,16 +1,23 @@
 """What a stage is given: the launch, and Dagster's log, tags and events."""
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from kitchen_assets.state import State, keep_files, kept_files
 from kitchen_assets.tags import EXPECTED, RESUME_OF
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.launch import Launch
 from kitchen_resources.ports import Ports
 from kitchen_resources.recipes.names import RESOURCE_KEYS
 from kitchen_resources.recipes.recipe import Recipe
+
+_objects: dict[tuple[str, str, str], Any] = {}
+"""Objects that stages made once in this process, by launch, recipe and name."""
 
 
 class StageContext:
@@ -22,16 +29,69 @@ class StageContext:
         name: Name of the recipe.
         run_id: This Dagster run.
         job_name: The job that it runs; `__ASSET_JOB` for Materialize.
+        state: JSON values that stages of this launch hand to each other.
+        turns: What the turns are about that are going on, by the loops' names.
     """
 
-    def __init__(self, context: Any, launch: Launch, partitions: str = "") -> None:
+    def __init__(
+        self, context: Any, launch: Launch, partitions: str = "", stage: str = "", before: Sequence[str] = ()
+    ) -> None:
         self.launch = launch
         self.recipe = launch.recipe
         self.name = launch.name
         self.run_id = launch.run_id
         self.job_name = str(context.run.job_name)
+        self.state = State(launch, stage, before)
+        self.turns: dict[str, Any] = {}
         self._context = context
         self._partitions = partitions
+
+    @contextmanager
+    def turn(self, loop: str, value: Any) -> Iterator[None]:
+        """A turn of a loop is going on."""
+        self.turns[loop] = value
+        try:
+            yield
+        finally:
+            del self.turns[loop]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """An object of this process, made when it is first asked for: a session, a client. Another process makes its own.
+
+        Args:
+            name: Its name in this launch.
+            make: Makes it; from `state`, where it was going on.
+        """
+        key = (self.launch.root_id, self.name, name)
+        if key not in _objects:
+            _objects[key] = make()
+        return _objects[key]
+
+    def forget(self, name: str) -> Any:
+        """Take away an object that `once` made; None when there is none. For a `cleanup`, which closes it."""
+        return _objects.pop((self.launch.root_id, self.name, name), None)
+
+    def keep(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Put a folder's files into the store; what is returned can be put into `state`."""
+        return keep_files(self.launch.content, folder)
+
+    def kept(self, files: Mapping[str, Mapping[str, Any]], target: Path) -> Path:
+        """Bring files that `keep` put into the store into a folder.
+
+        Raises:
+            CheckpointError: One is missing or damaged.
+        """
+        return kept_files(self.launch.content, files, target)
+
+    def forget_objects(self) -> None:
+        """Take away all objects that `once` made in this launch: what they hold isn't what the store says any more."""
+        for key in [key for key in _objects if key[:2] == (self.launch.root_id, self.name)]:
+            del _objects[key]
+
+    def wait(self, seconds: float) -> None:
+        """Wait; an interrupt ends that."""
+        if seconds > 0:
+            time.sleep(seconds)
 
     def port(self, key: str) -> Any:
         """A resource of the location that the workflow or the recipe names among its ports.
@@ -100,12 +160,14 @@ class StageContext:
         return instance
 
 
-def stage_context(context: Any, recipe_name: str, partitions: str) -> StageContext:
+def stage_context(
+    context: Any, recipe_name: str, partitions: str, stage: str = "", before: Sequence[str] = ()
+) -> StageContext:
     """The context of a stage, from a Dagster op or asset context."""
     run = context.run
     root = run.tags.get(RESUME_OF) or run.root_run_id or run.run_id
     launch = open_launch(context.resources, recipe_name, run_id=run.run_id, root_id=root)
-    return StageContext(context, launch, partitions)
+    return StageContext(context, launch, partitions, stage, before)
 
 
 def open_launch(resources: Any, recipe_name: str, *, run_id: str, root_id: str) -> Launch:

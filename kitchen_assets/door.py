@@ -14,6 +14,7 @@ import dagster as dg
 from kitchen_assets.context import open_launch
 from kitchen_assets.execution import KitchenFailure
 from kitchen_assets.kitchen import Kitchen, built_in, named_ports, upstream_recipes
+from kitchen_assets.performing import asset_steps
 from kitchen_assets.quiet import undisturbed
 from kitchen_assets.recovery import worker_tag
 from kitchen_assets.results import RunResult, collect
@@ -58,7 +59,7 @@ def describe(name: str, location: Kitchen | None = None) -> dict[str, Any]:
         "name": recipe.definition.name,
         "workflow": workflow.name,
         "description": recipe.definition.description or workflow.description,
-        "stages": [step.name for step in workflow.stages],
+        "stages": [step.name for step, _ in asset_steps(workflow.stages)],
         "promotion": [step.name for step in workflow.promotion],
         "required_ports": named_ports(RESOURCE_KEYS, workflow.required_ports, recipe.definition.required_ports),
         "optional_ports": named_ports(workflow.optional_ports, recipe.definition.optional_ports),

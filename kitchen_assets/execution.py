@@ -1,7 +1,7 @@
 """Around every stage: preflight, telemetry, and errors that a person can act on."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ def run_stage(
     is_last: bool,
     needs_preflight: bool,
     reads_models: bool,
+    steps: Sequence[str],
     work: Callable[[StageContext], T],
 ) -> T:
     """Run one stage of a launch.
@@ -45,6 +46,7 @@ def run_stage(
         needs_preflight: Whether the launch must pass preflight first; a promotion trains nothing.
         reads_models: Whether it reads base, reference or teacher; else a recipe that this one builds on may be trained
             after it.
+        steps: Names of the workflow's steps, in order.
         work: The stage.
 
     Raises:
@@ -53,7 +55,7 @@ def run_stage(
     with canceled_by_interrupts(context.instance, context.run.run_id):
         try:
             refuse_environment(context.run.run_config)
-            kitchen = stage_context(context, recipe_name, partitions)
+            kitchen = stage_context(context, recipe_name, partitions, stage, steps)
         except KitchenError as error:
             if not error.mendable:
                 context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
@@ -63,7 +65,12 @@ def run_stage(
                 if needs_preflight:
                     _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
                 with stage_running(context):
-                    result = work(kitchen)
+                    try:
+                        result = work(kitchen)
+                    except BaseException:
+                        kitchen.forget_objects()
+                        raise
+                kitchen.state.save()
                 blocked.extend(_failed_checks(result))
                 return result
         except KitchenError as error:

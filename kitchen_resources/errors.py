@@ -123,3 +123,9 @@ class EvaluationError(KitchenError):
 
 class RegistryError(KitchenError):
     """A model version or alias can't be found, written or moved."""
+
+
+class StageTimeout(KitchenError):
+    """A stage took longer than its limit."""
+
+    mendable = True
