@@ -20,9 +20,9 @@ from kitchen_assets.composition import (
     Workflow,
 )
 from kitchen_assets.context import StageContext, resource_keys
-from kitchen_assets.control import Conditional, every_node
+from kitchen_assets.control import Conditional
 from kitchen_assets.execution import KitchenFailure, run_stage
-from kitchen_assets.performing import AssetStep, as_stages, asset_steps, is_worth_retrying, perform_stage
+from kitchen_assets.performing import AssetStep, as_stages, asset_steps, earlier_steps, perform_stage
 from kitchen_assets.tags import BACKEND, KIND, RECIPE, WORKFLOW
 from kitchen_resources.recipes.recipe import Recipe
 
@@ -55,7 +55,7 @@ class RecipeAssets:
         self._made = [step for step, _ in self._placed if not isinstance(step, ExternalStage)]
         conditions = [step for step in self._made if isinstance(step, Conditional)]
         self._inside = {each.name for step in conditions for each in as_stages((*step.then, *step.otherwise))}
-        self._steps = [name for node in every_node(workflow.stages) if (name := getattr(node, "name", ""))]
+        self._earlier = earlier_steps(workflow.stages)
         self._upstream = upstream
 
     # Definitions.
@@ -303,7 +303,7 @@ class RecipeAssets:
         return asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version=step.code_version))
 
     def perform(self, context: Any, step: Stage) -> StageResult | None:
-        """A stage with its hooks, as often as its retries say."""
+        """Do a stage with its hooks in a Dagster step."""
 
         def work(kitchen: StageContext) -> StageResult | None:
             result = perform_stage(kitchen, step)
@@ -311,13 +311,7 @@ class RecipeAssets:
                 kitchen.launch.write(f"made-{step.name}", {"version": result.data_version if result else ""})
             return result
 
-        try:
-            found: StageResult | None = self.run(context, step.name, work, reads_models=step.reads_models)
-        except Exception as error:
-            cause = error.error if isinstance(error, KitchenFailure) else error
-            if context.retry_number < step.retries and is_worth_retrying(cause):
-                raise dg.RetryRequested(max_retries=step.retries, seconds_to_wait=step.retry_wait_s) from error
-            raise
+        found: StageResult | None = self.run(context, step.name, work, reads_models=step.reads_models)
         return found
 
     def _gate(self, step: Gate) -> dg.AssetChecksDefinition:
@@ -353,7 +347,7 @@ class RecipeAssets:
             needs_preflight=name
             not in {step.name for step in (*self.workflow.promotion, *self.workflow.checkpoint_jobs)},
             reads_models=reads_models,
-            steps=self._steps,
+            steps=self._earlier.get(name, []),
             work=work,
         )
 

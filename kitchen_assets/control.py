@@ -254,6 +254,8 @@ def check_steps(workflow: str, steps: Sequence[Node]) -> None:
             inside one has checks, or a branch is empty.
     """
     where = f"workflow {workflow}"
+    if not steps:
+        raise ConfigError("has no stages", where=where, fix="stages=[…]")
     seen: set[str] = set()
     for node in every_node(steps):
         name = getattr(node, "name", None)

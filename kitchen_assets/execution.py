@@ -46,7 +46,7 @@ def run_stage(
         needs_preflight: Whether the launch must pass preflight first; a promotion trains nothing.
         reads_models: Whether it reads base, reference or teacher; else a recipe that this one builds on may be trained
             after it.
-        steps: Names of the workflow's steps, in order.
+        steps: Names of the workflow's steps that are done before it, in order.
         work: The stage.
 
     Raises:
@@ -70,6 +70,8 @@ def run_stage(
                     except BaseException:
                         kitchen.forget_objects()
                         raise
+                    if is_last:
+                        kitchen.forget_objects()
                 kitchen.state.save()
                 blocked.extend(_failed_checks(result))
                 return result

@@ -6,7 +6,17 @@ from typing import Any
 
 from kitchen_assets.composition import ExternalStage, Loop, Stage, StageResult
 from kitchen_assets.context import StageContext
-from kitchen_assets.control import Conditional, IndependentLoop, Node, OrderedLoop, Parallel, Sub, children, place
+from kitchen_assets.control import (
+    Conditional,
+    IndependentLoop,
+    Node,
+    OrderedLoop,
+    Parallel,
+    Sub,
+    children,
+    every_node,
+    place,
+)
 from kitchen_assets.limits import time_limit
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import ConfigError
@@ -16,22 +26,42 @@ AssetStep = Stage | ExternalStage | Loop | Conditional
 
 
 def perform_stage(kitchen: StageContext, stage: Stage) -> StageResult | None:
-    """A stage: what it requires, then itself, and in any case what it leaves behind cleaned up."""
+    """A stage, again as often as its `retries` say while it fails of what a repeat may mend."""
+    for attempt in range(stage.retries):
+        try:
+            return _perform_once(kitchen, stage)
+        except Exception as error:
+            if not is_worth_retrying(error):
+                raise
+            kitchen.warn(f"{stage.name}: attempt {attempt + 1} of {stage.retries + 1} failed: {error}")
+            kitchen.wait(stage.retry_wait_s)
+    return _perform_once(kitchen, stage)
+
+
+def _perform_once(kitchen: StageContext, stage: Stage) -> StageResult | None:
+    """What a stage requires, then itself, and in any case what it leaves behind cleaned up."""
     try:
         with time_limit(stage.timeout_s, stage.name):
             if stage.validate is not None:
                 stage.validate(kitchen)
-            return stage.execute(kitchen)
-    finally:
+            result = stage.execute(kitchen)
+    except BaseException:
         if stage.cleanup is not None:
-            stage.cleanup(kitchen)
+            try:
+                stage.cleanup(kitchen)
+            except Exception as error:  # noqa: BLE001  (why the stage failed is what matters)
+                kitchen.warn(f"{stage.name}: its cleanup failed too: {error!r}")
+        raise
+    if stage.cleanup is not None:
+        stage.cleanup(kitchen)
+    return result
 
 
 def perform(kitchen: StageContext, steps: Sequence[Node]) -> None:
-    """Steps in order, in this process. Stages are done again as often as their `retries` say."""
+    """Steps in order, in this process."""
     for step in steps:
         if isinstance(step, Stage):
-            _perform_again(kitchen, step)
+            perform_stage(kitchen, step)
         elif isinstance(step, OrderedLoop):
             for value in step.over(kitchen):
                 with kitchen.turn(step.name, value):
@@ -51,6 +81,38 @@ def perform(kitchen: StageContext, steps: Sequence[Node]) -> None:
 def asset_steps(steps: Sequence[Node]) -> list[tuple[AssetStep, tuple[str, ...]]]:
     """The assets of a workflow, in order, each with the names of those that it needs."""
     return [(as_asset(node), after) for node, after in place(steps)[0]]
+
+
+def earlier_steps(steps: Sequence[Node]) -> dict[str, list[str]]:
+    """Of each step, and of the ops that stand for it, the names of the steps that are surely done before it, in order.
+
+    Of branches side by side none is before the other.
+    """
+    order = [name for node in every_node(steps) if (name := getattr(node, "name", ""))]
+    above: dict[str, set[str]] = {}
+    whole: dict[str, set[str]] = {}
+    for node, after in place(steps)[0]:
+        before = set().union(*(whole[name] for name in after if name in whole))
+        inner = [name for each in every_node(list(children(node))) if (name := getattr(each, "name", ""))]
+        for name in _ops_of(node):
+            above[name] = before
+        for way in (node.then, node.otherwise) if isinstance(node, Conditional) else ():
+            done = set(before)
+            for stage in as_stages(way):
+                above[stage.name] = set(done)
+                done.add(stage.name)
+        whole[node.name] = {*before, node.name, *inner}
+    return {name: [each for each in order if each in before] for name, before in above.items()}
+
+
+def _ops_of(node: Node) -> list[str]:
+    """The names under which the ops of an asset are executed."""
+    name = str(getattr(node, "name", ""))
+    if isinstance(node, Loop):
+        return [name, node.plan.__name__, node.turn.__name__]
+    if isinstance(node, IndependentLoop):
+        return [name, f"plan_{name}", f"turn_of_{name}"]
+    return [name, f"decide_{name}"] if isinstance(node, Conditional) else [name]
 
 
 def as_asset(node: Node) -> AssetStep:
@@ -87,18 +149,6 @@ def _as_stage(step: Node) -> Stage:
         return StageResult(digest_json(kitchen.state.snapshot()))
 
     return Stage(name=name, execute=execute, description=f"{name}, in one step.", group="training")
-
-
-def _perform_again(kitchen: StageContext, stage: Stage) -> None:
-    for attempt in range(stage.retries + 1):
-        try:
-            perform_stage(kitchen, stage)
-            return
-        except Exception as error:
-            if attempt == stage.retries or not is_worth_retrying(error):
-                raise
-            kitchen.warn(f"{stage.name}: attempt {attempt + 1} of {stage.retries + 1} failed: {error}")
-            kitchen.wait(stage.retry_wait_s)
 
 
 def is_worth_retrying(error: BaseException) -> bool:

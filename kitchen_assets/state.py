@@ -1,11 +1,13 @@
 """What stages of one launch hand to each other: JSON values in the store, files by digest, and live objects of a process."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
+from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.launch import Launch
 
@@ -18,7 +20,7 @@ class State(MutableMapping[str, Any]):
     Args:
         launch: Whose stages share it.
         stage: Name of the stage; what it changes is kept under that.
-        before: Names of the workflow's steps, in order; what a later one left wins.
+        before: Names of the steps that are done before it, in order; what a later one left wins.
     """
 
     def __init__(self, launch: Launch, stage: str, before: Sequence[str]) -> None:
@@ -106,8 +108,15 @@ _NOTHING = object()
 def keep_files(content: ContentStore, folder: Path) -> dict[str, dict[str, Any]]:
     """Put a folder's files into the store; what is returned is a JSON value that names them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    stored = {path.relative_to(folder).as_posix(): content.put_file(path) for path in paths}
-    return {name: {"sha256": file.sha256, "size": file.size} for name, file in stored.items()}
+    found = {}
+    with workplace(content.blobs.scratch(), "keep") as place:
+        for number, path in enumerate(paths):
+            # A copy: the store may link a file, and whoever wrote this one may write to it again.
+            copy = place / str(number)
+            shutil.copyfile(path, copy)
+            file = content.put_file(copy)
+            found[path.relative_to(folder).as_posix()] = {"sha256": file.sha256, "size": file.size}
+    return found
 
 
 def kept_files(content: ContentStore, files: Mapping[str, Mapping[str, Any]], target: Path) -> Path:

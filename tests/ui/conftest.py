@@ -1,4 +1,4 @@
-"""One `dagster dev` and one browser for all tests of the UI; a window and a folder of pictures for each."""
+"""One `dagster dev` and one browser for all tests of this folder, gone after them; a window and pictures for each."""
 
 import itertools
 import json
@@ -81,7 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
     """The running instance; afterwards none of its processes is left."""
     folder = tmp_path_factory.mktemp("dev")
@@ -92,7 +92,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDev]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Chromium without a display."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -120,7 +120,7 @@ def screen(dev: DagsterDev, browser: Browser, tmp_path: Path, request: pytest.Fi
     assert asked <= {"127.0.0.1", "data", "blob"}, f"the UI asked {asked} over the network"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shown_run(dev: DagsterDev) -> str:
     """A finished run of the recipe `shown`."""
     run_id = dev.graphql.launch("shown")

@@ -17,6 +17,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.control import Node, conditional, loop, parallel, sub_workflow
 from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.performing import ordered_as_stage
+from kitchen_assets.tags import RESUME_OF
 from kitchen_resources.errors import ConfigError, DataError
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import RecipeDefinition
@@ -131,6 +132,59 @@ def test_what_nobody_left_and_what_is_no_json(bench: Bench) -> None:
     assert "state 'client' is no JSON value" in str(failure.user_failure_data)
 
 
+def test_a_stage_that_is_executed_again_sees_what_was_before_it_and_not_what_came_after(bench: Bench) -> None:
+    def first(context: StageContext) -> None:
+        bench.say(f"first sees {dict(context.state)}")
+        context.state["count"] = context.state.get("count", 0) + 1
+
+    def second(context: StageContext) -> None:
+        context.state["count"] += 10
+        bench.say(f"second leaves {context.state['count']}")
+
+    stages = [made("first", first), made("second", second)]
+    earlier = "33333333-3333-4333-8333-333333333333"
+    bench.run(stages, run_id=earlier)
+    # As a sensor asks for a run again: it shares the notes of the first.
+    bench.run(stages, tags={RESUME_OF: earlier})
+    assert bench.said == ["first sees {}", "second leaves 11"] * 2
+
+
+def test_branches_do_not_see_what_the_other_leaves(bench: Bench) -> None:
+    def leaves(name: str) -> Callable[[StageContext], None]:
+        def run(context: StageContext) -> None:
+            bench.say(sorted(context.state))
+            context.state[name] = 1
+
+        return run
+
+    def gathers(context: StageContext) -> None:
+        bench.say(sorted(context.state))
+
+    bench.run(
+        [
+            made("before", leaves("before")),
+            parallel([made("a", leaves("a"))], [made("b", leaves("b"))]),
+            made("after", gathers),
+        ]
+    )
+    assert bench.said == ["[]", "['before']", "['before']", "['a', 'b', 'before']"]
+
+
+def test_a_condition_hands_on_what_its_way_left(bench: Bench) -> None:
+    def a(context: StageContext) -> None:
+        context.state["a"] = 1
+
+    def b(context: StageContext) -> None:
+        context.state["b"] = context.state["a"] + 1
+
+    def after(context: StageContext) -> None:
+        bench.say(dict(context.state))
+
+    way = conditional("maybe", when=lambda _: True, then=[made("a", a), made("b", b)])
+    bench.run([way, made("after", after)])
+    assert bench.said == ["{'a': 1, 'b': 2}"]
+
+
 def test_files_are_handed_on_by_digest(bench: Bench) -> None:
     def writes(context: StageContext) -> None:
         (bench.folder / "out" / "deep").mkdir(parents=True)
@@ -138,6 +192,8 @@ def test_files_are_handed_on_by_digest(bench: Bench) -> None:
         context.state["files"] = context.keep(bench.folder / "out")
 
     def reads(context: StageContext) -> None:
+        # What was kept doesn't change with the file that it was made of.
+        (bench.folder / "out" / "deep" / "a.bin").write_bytes(b"others!")
         folder = context.kept(context.state["files"], bench.folder / "in")
         bench.say((folder / "deep" / "a.bin").read_text())
 
@@ -337,6 +393,20 @@ def test_steps_of_another_workflow_take_their_place(bench: Bench) -> None:
 
 
 # Hooks, limits, retries.
+
+
+def test_a_cleanup_that_fails_too_hides_no_failure(bench: Bench) -> None:
+    def fails(_: StageContext) -> None:
+        raise DataError("why it failed")
+
+    def also(_: StageContext) -> None:
+        raise OSError("and this")
+
+    result = bench.run([made("work", fails, cleanup=also)], raises=False)
+    failure = result.failure_data_for_node("mine__work")
+    assert failure is not None
+    assert "why it failed" in str(failure.user_failure_data)
+    assert not bench.run([made("fine", lambda _: None, cleanup=also)], raises=False).success
 
 
 @pytest.mark.parametrize("fails", ["", "validate", "execute"])
