@@ -1,0 +1,37 @@
+"""A location of fifty recipes: what it is to Dagster's web server, and that nothing in it is made twice."""
+
+
+import dagster as dg
+import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_shared.serdes import serialize_value
+
+from kitchen_assets.kitchen import Kitchen
+
+COUNT = 50
+METHODS = ("supervised", "preference", "reinforcement", "distillation")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> dg.RepositoryDefinition:
+    folder = tmp_path_factory.mktemp("recipes")
+    for number in range(COUNT):
+        text = f"extends: {METHODS[number % 4]}\nseed: {number}\nowners: ['team:models']\n"
+        (folder / f"recipe_{number:02d}.yaml").write_text(text + "schedule: {cron: '0 3 * * *'}\n")
+    # What the built-in recipes of two methods build on.
+    (folder / "supervised.yaml").write_text("workflow: supervised\nmodel: embedded:tiny\ndataset: embedded:dates\n")
+    return Kitchen(folder).definitions().get_repository_def()
+
+
+def test_every_recipe_is_whole(repository: dg.RepositoryDefinition) -> None:
+    jobs = {job.name for job in repository.get_all_jobs()}
+    for number in range(COUNT):
+        name = f"recipe_{number:02d}"
+        assert {name, f"{name}_promote", f"{name}_evaluate_checkpoint", f"{name}_retain_checkpoints"} <= jobs
+    assert len(repository.schedule_defs) == COUNT + 1
+
+
+def test_its_snapshot_is_small_enough_for_a_web_server(repository: dg.RepositoryDefinition) -> None:
+    """As a code server sends it: jobs by reference."""
+    snapshot = serialize_value(RepositorySnap.from_def(repository, defer_snapshots=True))
+    assert len(snapshot.encode()) < 20_000_000
