@@ -1,6 +1,5 @@
 """A location of fifty recipes: what it is to Dagster's web server, and that nothing in it is made twice."""
 
-
 import dagster as dg
 import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
