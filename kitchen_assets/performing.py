@@ -101,7 +101,7 @@ def earlier_steps(steps: Sequence[Node]) -> dict[str, list[str]]:
             for stage in as_stages(way):
                 above[stage.name] = set(done)
                 done.add(stage.name)
-        whole[node.name] = {*before, node.name, *inner}
+        whole[_ops_of(node)[0]] = {*before, _ops_of(node)[0], *inner}
     return {name: [each for each in order if each in before] for name, before in above.items()}
 
 
