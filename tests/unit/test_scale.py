@@ -9,6 +9,8 @@ from dagster_shared.serdes import serialize_value
 
 from kitchen_assets.kitchen import Kitchen
 
+pytestmark = pytest.mark.full
+
 COUNT = 50
 METHODS = ("supervised", "preference", "reinforcement", "distillation")
 
