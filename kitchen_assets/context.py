@@ -1,6 +1,5 @@
 """What a stage is given: the launch, and Dagster's log, tags and events."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,11 +86,6 @@ class StageContext:
         """Take away all objects that `once` made in this launch: what they hold isn't what the store says any more."""
         for key in [key for key in _objects if key[:2] == (self.launch.root_id, self.name)]:
             del _objects[key]
-
-    def wait(self, seconds: float) -> None:
-        """Wait; an interrupt ends that."""
-        if seconds > 0:
-            time.sleep(seconds)
 
     def port(self, key: str) -> Any:
         """A resource of the location that the workflow or the recipe names among its ports.

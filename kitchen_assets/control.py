@@ -26,10 +26,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 @dataclass(frozen=True)
-class OrderedLoop:
-    """Turns one after the other, in one Dagster step: each goes on from what the one before left in `kitchen.state`.
-
-    A finished turn is on record in the store. A run that was killed and is executed again goes on with the next one.
+class Turns:
+    """Steps that are done again for each of several things; one of the two kinds below.
 
     Attributes:
         name: Name of the asset, and of the turn in `kitchen.turns`.
@@ -52,31 +50,18 @@ class OrderedLoop:
     after: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
-class IndependentLoop:
+class OrderedLoop(Turns):
+    """Turns one after the other, in one Dagster step: each goes on from what the one before left in `kitchen.state`.
+
+    A finished turn is on record in the store. A run that was killed and is executed again goes on with the next one.
+    """
+
+
+class IndependentLoop(Turns):
     """Turns that need nothing of each other: a Dagster step each (dynamic outputs), which may run at once.
 
     Each starts from the state before the loop; what it leaves in it is, afterwards, an item of `kitchen.state[name]`.
-
-    Attributes:
-        name: As in OrderedLoop.
-        over: As in OrderedLoop.
-        body: As in OrderedLoop.
-        description: As in Stage.
-        group: As in Stage.
-        kinds: As in Stage.
-        code_version: As in Stage.
-        after: As in Stage.
     """
-
-    name: str
-    over: Callable[[StageContext], Iterable[Any]]
-    body: tuple["Node", ...]
-    description: str = ""
-    group: str = "training"
-    kinds: frozenset[str] = frozenset()
-    code_version: str = "1"
-    after: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +186,7 @@ def sub_workflow(name: str, steps: Sequence[Node]) -> Sub:
 
 def children(node: Node) -> Iterator[Node]:
     """What a node consists of."""
-    if isinstance(node, (OrderedLoop, IndependentLoop)):
+    if isinstance(node, Turns):
         yield from node.body
     elif isinstance(node, Conditional):
         yield from (*node.then, *node.otherwise)
@@ -271,9 +256,9 @@ def check_steps(workflow: str, steps: Sequence[Node]) -> None:
             raise ConfigError(
                 "parallel wants two branches or more, none of them empty", where=where, fix="parallel([a], [b])"
             )
-        if isinstance(node, (OrderedLoop, IndependentLoop)) and not node.body:
+        if isinstance(node, Turns) and not node.body:
             raise ConfigError(f"the loop {node.name!r} has no body", where=where, fix="body=[…]")
-        if isinstance(node, (OrderedLoop, IndependentLoop, Conditional)):
+        if isinstance(node, (Turns, Conditional)):
             for inner in every_node(list(children(node))):
                 _check_inner(inner, f"{where}, {node.name}")
 

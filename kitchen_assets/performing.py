@@ -1,5 +1,6 @@
 """Doing what a workflow says, inside one Dagster step: a stage with its hooks, ordered turns, conditions, branches."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,6 @@ from kitchen_assets.control import (
     Parallel,
     Sub,
     children,
-    every_node,
     place,
 )
 from kitchen_assets.limits import time_limit
@@ -27,6 +27,7 @@ AssetStep = Stage | ExternalStage | Loop | Conditional
 
 def perform_stage(kitchen: StageContext, stage: Stage) -> StageResult | None:
     """A stage, again as often as its `retries` say while it fails of what a repeat may mend."""
+    before = kitchen.state.snapshot() if stage.retries else {}
     for attempt in range(stage.retries):
         try:
             return _perform_once(kitchen, stage)
@@ -34,7 +35,9 @@ def perform_stage(kitchen: StageContext, stage: Stage) -> StageResult | None:
             if not is_worth_retrying(error):
                 raise
             kitchen.warn(f"{stage.name}: attempt {attempt + 1} of {stage.retries + 1} failed: {error}")
-            kitchen.wait(stage.retry_wait_s)
+            # As the stage found it: what a failed attempt left is not to be built on.
+            kitchen.state.replace(before)
+            time.sleep(stage.retry_wait_s)
     return _perform_once(kitchen, stage)
 
 
@@ -88,20 +91,22 @@ def earlier_steps(steps: Sequence[Node]) -> dict[str, list[str]]:
 
     Of branches side by side none is before the other.
     """
-    order = [name for node in every_node(steps) if (name := getattr(node, "name", ""))]
+    order: list[str] = []
     above: dict[str, set[str]] = {}
     whole: dict[str, set[str]] = {}
     for node, after in place(steps)[0]:
         before = set().union(*(whole[name] for name in after if name in whole))
-        inner = [name for each in every_node(list(children(node))) if (name := getattr(each, "name", ""))]
-        for name in _ops_of(node):
-            above[name] = before
+        name = _ops_of(node)[0]
+        above.update(dict.fromkeys(_ops_of(node), before))
+        inner: list[str] = []
         for way in (node.then, node.otherwise) if isinstance(node, Conditional) else ():
-            done = set(before)
+            done: list[str] = []
             for stage in as_stages(way):
-                above[stage.name] = set(done)
-                done.add(stage.name)
-        whole[_ops_of(node)[0]] = {*before, _ops_of(node)[0], *inner}
+                above[stage.name] = {*before, *done}
+                done.append(stage.name)
+            inner += done
+        order += [*inner, name]
+        whole[name] = {*before, name, *inner}
     return {name: [each for each in order if each in before] for name, before in above.items()}
 
 

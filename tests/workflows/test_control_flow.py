@@ -2,8 +2,7 @@
 
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,88 +11,20 @@ import dagster as dg
 import pytest
 
 import kitchen_assets as kitchen
-from kitchen_assets.composition import CheckOutcome, Stage, StageResult, Workflow, stage
+from kitchen_assets.composition import CheckOutcome, StageResult, Workflow, stage
 from kitchen_assets.context import StageContext
 from kitchen_assets.control import Node, conditional, loop, parallel, sub_workflow
-from kitchen_assets.kitchen import Kitchen
 from kitchen_assets.performing import ordered_as_stage
 from kitchen_assets.tags import RESUME_OF
-from kitchen_resources.errors import ConfigError, DataError
-from kitchen_resources.recipes.binding import bind
-from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from tests.faults.forked import forked
-
-Execute = Callable[[StageContext], Any]
-
-
-def made(name: str, execute: Execute, **how: Any) -> Stage:
-    """A stage of a function that returns nothing."""
-
-    def run(context: StageContext) -> StageResult:
-        execute(context)
-        return StageResult(data_version=name)
-
-    run.__name__ = name
-    return stage(group="training", **how)(run)
-
-
-class Bench:
-    """A store, an instance, and a log of what stages did."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "log"
-        (folder / "home").mkdir(exist_ok=True)
-        (folder / "home" / "dagster.yaml").write_text(
-            # Its capture of a step's output leaves processes that end when they like.
-            "telemetry: {enabled: false}\n"
-            "compute_logs: {module: dagster._core.storage.noop_compute_log_manager, class: NoOpComputeLogManager}\n"
-        )
-
-    def say(self, what: object) -> None:
-        with self.log.open("a") as log:
-            log.write(f"{what}\n")
-
-    @property
-    def said(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-    def saying(self, name: str, **how: Any) -> Stage:
-        return made(name, lambda _: self.say(name), **how)
-
-    def location(self, stages: Sequence[Node], epochs: int = 3) -> Kitchen:
-        workflow = Workflow(name="own", recipe=SupervisedRecipe, description="One's own.", stages=list(stages))
-        values = {"model": "org/model", "dataset": "rows", "epochs": epochs}
-        recipe = bind(SupervisedRecipe, values, RecipeDefinition(name="mine", workflow="own"))
-        return Kitchen({"mine": recipe}, {}, [workflow])
-
-    def config(self) -> dict[str, Any]:
-        ports = {
-            "trainer": {"backend": {"noop": {}}},
-            "datasets": {"source": {"noop": {}}},
-            "blobs": {"store": {"local": {"path": str(self.folder / "store")}}},
-            "telemetry": {"console": False},
-        }
-        return {
-            "resources": {key: {"config": value} for key, value in ports.items()},
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        }
-
-    def instance(self) -> dg.DagsterInstance:
-        return dg.DagsterInstance.from_config(str(self.folder / "home"))
-
-    def run(self, stages: Sequence[Node], **how: Any) -> dg.ExecuteInProcessResult:
-        with self.instance() as instance:
-            job = self.location(stages).definitions().resolve_job_def("mine")
-            return job.execute_in_process(
-                run_config=self.config(), instance=instance, raise_on_error=how.pop("raises", True), **how
-            )
+from tests.workflows.own import OwnBench, made
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> OwnBench:
+    return OwnBench(tmp_path)
 
 
 def skipped(result: dg.ExecuteInProcessResult) -> set[str]:
@@ -103,7 +34,7 @@ def skipped(result: dg.ExecuteInProcessResult) -> set[str]:
 # Handing on.
 
 
-def test_state_is_handed_on_in_the_workflows_order(bench: Bench) -> None:
+def test_state_is_handed_on_in_the_workflows_order(bench: OwnBench) -> None:
     def first(context: StageContext) -> None:
         context.state["rows"] = [1, 2]
         context.state["gone"] = "x"
@@ -119,7 +50,7 @@ def test_state_is_handed_on_in_the_workflows_order(bench: Bench) -> None:
     assert bench.said == ["{'rows': [1, 2, 3]}"]
 
 
-def test_what_nobody_left_and_what_is_no_json(bench: Bench) -> None:
+def test_what_nobody_left_and_what_is_no_json(bench: OwnBench) -> None:
     def asks(context: StageContext) -> None:
         context.state["there"] = 1
         with pytest.raises(KeyError, match="no stage before asks left 'rows'; there is there"):
@@ -136,7 +67,7 @@ def test_what_nobody_left_and_what_is_no_json(bench: Bench) -> None:
     assert "state 'client' is no JSON value" in str(failure.user_failure_data)
 
 
-def test_a_stage_that_is_executed_again_sees_what_was_before_it_and_not_what_came_after(bench: Bench) -> None:
+def test_a_stage_that_is_executed_again_sees_what_was_before_it_and_not_what_came_after(bench: OwnBench) -> None:
     def first(context: StageContext) -> None:
         bench.say(f"first sees {dict(context.state)}")
         context.state["count"] = context.state.get("count", 0) + 1
@@ -153,7 +84,7 @@ def test_a_stage_that_is_executed_again_sees_what_was_before_it_and_not_what_cam
     assert bench.said == ["first sees {}", "second leaves 11"] * 2
 
 
-def test_branches_do_not_see_what_the_other_leaves(bench: Bench) -> None:
+def test_branches_do_not_see_what_the_other_leaves(bench: OwnBench) -> None:
     def leaves(name: str) -> Callable[[StageContext], None]:
         def run(context: StageContext) -> None:
             bench.say(sorted(context.state))
@@ -174,7 +105,7 @@ def test_branches_do_not_see_what_the_other_leaves(bench: Bench) -> None:
     assert bench.said == ["[]", "['before']", "['before']", "['a', 'b', 'before']"]
 
 
-def test_a_condition_hands_on_what_its_way_left(bench: Bench) -> None:
+def test_a_condition_hands_on_what_its_way_left(bench: OwnBench) -> None:
     def a(context: StageContext) -> None:
         context.state["a"] = 1
 
@@ -189,7 +120,7 @@ def test_a_condition_hands_on_what_its_way_left(bench: Bench) -> None:
     assert bench.said == ["{'a': 1, 'b': 2}"]
 
 
-def test_files_are_handed_on_by_digest(bench: Bench) -> None:
+def test_files_are_handed_on_by_digest(bench: OwnBench) -> None:
     def writes(context: StageContext) -> None:
         (bench.folder / "out" / "deep").mkdir(parents=True)
         (bench.folder / "out" / "deep" / "a.bin").write_bytes(b"weights")
@@ -208,7 +139,7 @@ def test_files_are_handed_on_by_digest(bench: Bench) -> None:
 # The example of the original: epochs, batches, and a checkpoint when it is due.
 
 
-def training(bench: Bench, killed_at: tuple[int, int] | None = None) -> list[Node]:
+def training(bench: OwnBench, killed_at: tuple[int, int] | None = None) -> list[Node]:
     """Learns a number: each step adds its batch, and every second epoch is saved."""
 
     class Client:
@@ -272,7 +203,7 @@ WHOLE = [
 ]
 
 
-def test_loops_in_loops_and_a_condition_do_what_they_say(bench: Bench) -> None:
+def test_loops_in_loops_and_a_condition_do_what_they_say(bench: OwnBench) -> None:
     bench.run(training(bench))
     assert bench.said == WHOLE
     with bench.instance() as instance:
@@ -282,12 +213,12 @@ def test_loops_in_loops_and_a_condition_do_what_they_say(bench: Bench) -> None:
 
 def again() -> dg.JobDefinition:
     """The job of a bench that an environment variable names, as Dagster makes it again."""
-    bench = Bench(Path(os.environ["CONTROL_FLOW_BENCH"]))
+    bench = OwnBench(Path(os.environ["CONTROL_FLOW_BENCH"]))
     return bench.location(training(bench)).definitions().resolve_job_def("mine")
 
 
 def test_killed_in_turn_2_and_executed_again_from_failure_it_ends_the_same(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: OwnBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONTROL_FLOW_BENCH", str(bench.folder))
     with forked(lambda _: bench.run(training(bench, killed_at=(2, 3)))) as child:
@@ -308,7 +239,7 @@ def test_killed_in_turn_2_and_executed_again_from_failure_it_ends_the_same(
 # Independent turns.
 
 
-def test_independent_turns_are_steps_of_their_own_and_leave_their_results(bench: Bench) -> None:
+def test_independent_turns_are_steps_of_their_own_and_leave_their_results(bench: OwnBench) -> None:
     def square(context: StageContext) -> None:
         context.state["square"] = context.turns["numbers"] ** 2
         bench.say(context.turns["numbers"])
@@ -332,7 +263,7 @@ def test_independent_turns_are_steps_of_their_own_and_leave_their_results(bench:
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_of_a_condition_one_way_is_taken_and_the_other_skipped(bench: Bench, holds: bool) -> None:
+def test_of_a_condition_one_way_is_taken_and_the_other_skipped(bench: OwnBench, holds: bool) -> None:
     result = bench.run(
         [
             bench.saying("before"),
@@ -354,7 +285,22 @@ def test_of_a_condition_one_way_is_taken_and_the_other_skipped(bench: Bench, hol
     assert event.asset_materialization.metadata["way"].value == ("then" if holds else "otherwise")
 
 
-def test_a_condition_without_another_way(bench: Bench) -> None:
+def test_branches_inside_a_condition_hand_on_what_they_left(bench: OwnBench) -> None:
+    def leaves(name: str) -> Callable[[StageContext], None]:
+        def run(context: StageContext) -> None:
+            context.state[name] = 1
+
+        return run
+
+    def after(context: StageContext) -> None:
+        bench.say(sorted(context.state))
+
+    branches = parallel([made("a", leaves("a"))], [made("b", leaves("b"))])
+    bench.run([conditional("maybe", when=lambda _: True, then=[branches]), made("after", after)])
+    assert bench.said == ["['a', 'b']"]
+
+
+def test_a_condition_without_another_way(bench: OwnBench) -> None:
     bench.run([conditional("never", when=lambda _: False, then=[bench.saying("a")]), bench.saying("after")])
     assert bench.said == ["after"]
 
@@ -362,7 +308,7 @@ def test_a_condition_without_another_way(bench: Bench) -> None:
 # Branches and sub-workflows.
 
 
-def test_branches_need_what_was_before_and_what_follows_needs_all_of_them(bench: Bench) -> None:
+def test_branches_need_what_was_before_and_what_follows_needs_all_of_them(bench: OwnBench) -> None:
     stages = [
         bench.saying("before"),
         parallel([bench.saying("a"), bench.saying("b")], [bench.saying("c")]),
@@ -379,7 +325,7 @@ def test_branches_need_what_was_before_and_what_follows_needs_all_of_them(bench:
     assert sorted(bench.said) == ["a", "after", "b", "before", "c"]
 
 
-def test_branches_inside_a_turn_run_at_once(bench: Bench) -> None:
+def test_branches_inside_a_turn_run_at_once(bench: OwnBench) -> None:
     meeting = threading.Barrier(2, timeout=30)
 
     def meet(context: StageContext) -> None:
@@ -390,99 +336,10 @@ def test_branches_inside_a_turn_run_at_once(bench: Bench) -> None:
     assert not meeting.broken
 
 
-def test_steps_of_another_workflow_take_their_place(bench: Bench) -> None:
+def test_steps_of_another_workflow_take_their_place(bench: OwnBench) -> None:
     other = [bench.saying("a"), bench.saying("b")]
     bench.run([bench.saying("before"), sub_workflow("prepare", other), bench.saying("after")])
     assert bench.said == ["before", "a", "b", "after"]
-
-
-# Hooks, limits, retries.
-
-
-def test_a_cleanup_that_fails_too_hides_no_failure(bench: Bench) -> None:
-    def fails(_: StageContext) -> None:
-        raise DataError("why it failed")
-
-    def also(_: StageContext) -> None:
-        raise OSError("and this")
-
-    result = bench.run([made("work", fails, cleanup=also)], raises=False)
-    failure = result.failure_data_for_node("mine__work")
-    assert failure is not None
-    assert "why it failed" in str(failure.user_failure_data)
-    assert not bench.run([made("fine", lambda _: None, cleanup=also)], raises=False).success
-
-
-@pytest.mark.parametrize("fails", ["", "validate", "execute"])
-def test_cleanup_runs_whatever_happens(bench: Bench, fails: str) -> None:
-    def act(name: str) -> Callable[[StageContext], None]:
-        def run(_: StageContext) -> None:
-            bench.say(name)
-            if name == fails:
-                raise DataError("planted")
-
-        return run
-
-    stages = [made("work", act("execute"), validate=act("validate"), cleanup=act("cleanup"))]
-    result = bench.run(stages, raises=False)
-    assert result.success is (fails == "")
-    assert (
-        bench.said
-        == {
-            "": ["validate", "execute", "cleanup"],
-            "validate": ["validate", "cleanup"],
-            "execute": ["validate", "execute", "cleanup"],
-        }[fails]
-    )
-
-
-def test_a_stage_that_takes_too_long_is_broken_off(bench: Bench) -> None:
-    def sleeps(_: StageContext) -> None:
-        time.sleep(60)
-
-    result = bench.run([made("sleeps", sleeps, timeout_s=0.2, cleanup=lambda _: bench.say("clean"))], raises=False)
-    failure = result.failure_data_for_node("mine__sleeps")
-    assert failure is not None
-    assert "StageTimeout: stage sleeps: took longer than 0.2 s" in str(failure.user_failure_data)
-    assert bench.said == ["clean"]
-
-
-def test_so_it_is_in_a_thread(bench: Bench) -> None:
-    def spins(_: StageContext) -> None:
-        while True:
-            time.sleep(0.01)
-
-    seen: list[bool] = []
-
-    def run() -> None:
-        seen.append(bench.run([made("spins", spins, timeout_s=0.2)], raises=False).success)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [False]
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_what_fails_now_and_then_is_done_again(bench: Bench, inside: bool) -> None:
-    def fails_twice(_: StageContext) -> None:
-        bench.say("tried")
-        if len(bench.said) < 3:
-            raise OSError("not now")
-
-    flaky = made("flaky", fails_twice, retries=2)
-    stages: list[Node] = [loop("once", over=lambda _: [1], ordered=True, body=[flaky])] if inside else [flaky]
-    assert bench.run(stages, raises=False).success
-    assert bench.said == ["tried"] * 3
-
-
-def test_what_no_repeat_can_mend_is_not_done_again(bench: Bench) -> None:
-    def wrong(_: StageContext) -> None:
-        bench.say("tried")
-        raise DataError("a row is wrong")
-
-    assert not bench.run([made("wrong", wrong, retries=5)], raises=False).success
-    assert bench.said == ["tried"]
 
 
 # What can't be.
@@ -523,7 +380,7 @@ def _named(name: str) -> Any:
     return run
 
 
-def test_turns_that_are_others_than_before_are_refused(bench: Bench) -> None:
+def test_turns_that_are_others_than_before_are_refused(bench: OwnBench) -> None:
     """What is on record of turns is of those turns."""
     turns = [1, 2]
 
@@ -542,6 +399,6 @@ def test_turns_that_are_others_than_before_are_refused(bench: Bench) -> None:
     assert bench.said == ["1", "2"]
 
 
-def test_the_location_describes_its_steps(bench: Bench) -> None:
+def test_the_location_describes_its_steps(bench: OwnBench) -> None:
     described = kitchen.describe("mine", bench.location(training(bench)))
     assert described["stages"] == ["load", "epochs", "save"]
