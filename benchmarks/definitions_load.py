@@ -1,4 +1,4 @@
-"""How long Dagster takes to load the kitchen's definitions, over an empty project's.
+"""How long Dagster takes to load the kitchen's definitions, over an empty project's; and a location of fifty recipes.
 
     python benchmarks/definitions_load.py [--rounds 9]      # exits 1 when the bound is exceeded
 
@@ -27,7 +27,9 @@ EMPTY = "import dagster as dg\n\ndefs = dg.Definitions()\n"
 LOADS: Mapping[str, str] = {
     "empty": "from empty_project import defs; defs.get_repository_def()",
     "kitchen": "from kitchen_assets.definitions import defs; defs().get_repository_def()",
+    "fifty": "from kitchen_assets.kitchen import Kitchen; Kitchen('fifty').definitions().get_repository_def()",
 }
+METHODS = ("supervised", "preference", "reinforcement", "distillation")
 NOT_PASSED_ON = ("PYTHONDONTWRITEBYTECODE", "KITCHEN_RECIPES", "KITCHEN_STORE", "DAGSTER_HOME")
 
 
@@ -56,6 +58,21 @@ def _cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def write_recipes(folder: Path, count: int = 50) -> None:
+    """Write that many recipes of full width, of the four methods in turn, each on a schedule of its own."""
+    folder.mkdir()
+    for number in range(count):
+        lines = [
+            f"extends: {METHODS[number % len(METHODS)]}",
+            f"seed: {number}",
+            "owners: ['team:models']",
+            "schedule: {cron: '0 3 * * *'}",
+        ]
+        (folder / f"recipe_{number:02d}.yaml").write_text("\n".join(lines) + "\n")
+    # What the recipes of two methods build on.
+    (folder / "supervised.yaml").write_text("workflow: supervised\nmodel: embedded:tiny\ndataset: embedded:dates\n")
+
+
 def measures_of(loads: Mapping[str, list[Load]]) -> list[Measure]:
     """What the loads come to: the ratio of the medians, with the quartiles of the ratios of neighbours."""
     seconds = {side: [one.seconds for one in done] for side, done in loads.items()}
@@ -67,6 +84,7 @@ def measures_of(loads: Mapping[str, list[Load]]) -> list[Measure]:
         measure("kitchen", seconds["kitchen"], "s"),
         Measure("definitions_load_ratio", ratio, "", ratios.low, ratios.high, "of the medians"),
         measure("definitions load, CPU ratio", cpu),
+        measure("fifty_recipes", seconds["fifty"], "s"),
     ]
 
 
@@ -76,6 +94,7 @@ def measures(rounds: int = ROUNDS) -> list[Measure]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "empty_project.py").write_text(EMPTY)
+        write_recipes(folder / "fifty")
         for _ in range(1 + rounds):
             for side, code in LOADS.items():
                 loads[side].append(load(code, folder))

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -73,11 +74,15 @@ class RecipeAssets:
         """The gates of the promotion job."""
         return [self._gate(step) for step in self.workflow.promotion if isinstance(step, Gate)]
 
+    def _gate_keys(self) -> list[dg.AssetCheckKey]:
+        steps = [step for step in self.workflow.promotion if isinstance(step, Gate)]
+        return [dg.AssetCheckKey(self.key(step.asset), step.name) for step in steps]
+
     def jobs(self) -> list[Any]:
         """The training job, named as the recipe, and the promotion job."""
         stages = [self.key(step.name) for step in self._made]
         selection = dg.AssetSelection.assets(*stages)
-        gates = [check for definition in self.checks() for check in definition.check_keys]
+        gates = self._gate_keys()
         jobs = [
             dg.define_asset_job(
                 self.name,
@@ -134,7 +139,7 @@ class RecipeAssets:
 
     def _chained(self, name: str) -> dg.AssetSelection:
         stages = [step.name for step in self._made]
-        gates = [check for definition in self.checks() for check in definition.check_keys]
+        gates = self._gate_keys()
         registered = dg.AssetKey([name, "registered_model"])
         within = dg.AssetSelection.key_prefixes([name])
         first = within & dg.AssetSelection.assets(registered).upstream().materializable()
@@ -383,12 +388,12 @@ class RecipeAssets:
         """Where the stage and the recipe are written, as the UI opens them."""
         places: list[tuple[str, int, str]] = []
         if function is not None:
-            path = inspect.getsourcefile(function)
-            if path is not None:
-                places.append((path, inspect.getsourcelines(function)[1], "stage"))
-        path, _, line = self.recipe.definition.source.rpartition(":")
+            path, line = _place(function)
+            if path:
+                places.append((path, line, "stage"))
+        path, _, written = self.recipe.definition.source.rpartition(":")
         if path:
-            places.append((path, int(line), f"recipe {self.name}"))
+            places.append((path, int(written), f"recipe {self.name}"))
         return code_references(places)
 
 
@@ -406,6 +411,13 @@ def read_recipes(recipe: Recipe, *, chained: bool = False) -> list[str]:
 def partitions_name(location: str, recipe_name: str) -> str:
     """Name of the partitions of a recipe's checkpoints; shared across an instance, so it carries the location's."""
     return f"{location}__{recipe_name}__checkpoints"
+
+
+@cache
+def _place(function: Callable[..., Any]) -> tuple[str, int]:
+    """Path and line of a function's source; once for all recipes, for the file is read in pieces to find it."""
+    path = inspect.getsourcefile(function)
+    return (path, inspect.getsourcelines(function)[1]) if path else ("", 0)
 
 
 def described_op(function: Callable[..., Any]) -> str:

@@ -1,7 +1,9 @@
 """A code location in one call: recipes, resources and workflows become Dagster definitions."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +15,7 @@ from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
+from kitchen_assets.narrowing import as_definitions, narrowed
 from kitchen_assets.new_data import new_data_sensors
 from kitchen_assets.promoting import promotion_sensors
 from kitchen_assets.publishing import hub_push, production_rollback
@@ -82,6 +85,16 @@ class Kitchen:
             ConfigError: The folder isn't there, a recipe file is malformed, two workflows have one name, or an object
                 doesn't fulfil its port.
         """
+        with _collections_paused():
+            self._put_together(recipes, resources, workflows, name)
+
+    def _put_together(
+        self,
+        recipes: Mapping[str, Recipe] | str | Path,
+        resources: Mapping[str, Any],
+        workflows: Sequence[Workflow],
+        name: str,
+    ) -> None:
         known = dict(WORKFLOWS)
         for workflow in workflows:
             if workflow.name in known:
@@ -129,6 +142,7 @@ class Kitchen:
         workflows = self.known_workflows()
         made = []
         bound = self.bound_recipes()
+        there = self.all_resources().keys()
         for name, recipe in bound.items():
             if recipe.workflow not in workflows:
                 known = ", ".join(sorted(workflows))
@@ -139,26 +153,8 @@ class Kitchen:
                 )
             workflow = workflows[recipe.workflow]
             upstream = upstream_recipes(name, bound)
-            made.append(RecipeAssets(workflow, recipe, self.name, upstream, self.ports(workflow, recipe)))
+            made.append(RecipeAssets(workflow, recipe, self.name, upstream, ports_of(workflow, recipe, there)))
         return made
-
-    def ports(self, workflow: Workflow, recipe: Recipe) -> list[str]:
-        """Keys of the resources that a recipe's stages may ask for, besides the kitchen's own.
-
-        Raises:
-            ConfigError: One that it needs isn't in the location.
-        """
-        there = self.all_resources()
-        needed = named_ports(workflow.required_ports, recipe.definition.required_ports)
-        for key in needed:
-            if key not in there:
-                raise ConfigError(
-                    f"needs the port {key!r}, which the location doesn't have",
-                    where=recipe.definition.source or f"recipe {recipe.definition.name}",
-                    fix=f"Kitchen(resources={{{key!r}: …}})",
-                )
-        used = named_ports(workflow.optional_ports, recipe.definition.optional_ports)
-        return named_ports(needed, [key for key in used if key in there])
 
     def definitions(self) -> dg.Definitions:
         """The Dagster definitions of the location.
@@ -170,13 +166,25 @@ class Kitchen:
             raise ConfigError(
                 "there are no recipes", where="Kitchen(recipes=…)", fix="a folder of recipe files, or recipes by name"
             )
+        with _collections_paused():
+            return self._compiled()
+
+    def _compiled(self) -> dg.Definitions:
         compiled = self.recipe_assets()
         self._require_used(compiled)
-        jobs = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]
+        resources = as_definitions(
+            {
+                **self.all_resources(),
+                "epoch_references": epoch_references,
+                **{recipe.name: recipe.recipe for recipe in compiled},
+            }
+        )
+        made = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]
+        jobs = narrowed(made, resources)
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[*jobs, storage_cleanup, hub_push, production_rollback],
+            jobs=[*jobs, *narrowed([storage_cleanup, hub_push, production_rollback], resources)],
             schedules=[
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,
@@ -186,11 +194,7 @@ class Kitchen:
                 *new_data_sensors([recipe.recipe for recipe in compiled]),
                 *promotion_sensors(jobs, [recipe.recipe for recipe in compiled]),
             ],
-            resources={
-                **self.all_resources(),
-                "epoch_references": epoch_references,
-                **{recipe.name: recipe.recipe for recipe in compiled},
-            },
+            resources=resources,
             executor=kitchen_executor,
         )
 
@@ -211,9 +215,45 @@ class Kitchen:
                 )
 
 
+def ports_of(workflow: Workflow, recipe: Recipe, there: Container[str]) -> list[str]:
+    """Keys of the resources that a recipe's stages may ask for, besides the kitchen's own.
+
+    Args:
+        workflow: The recipe's workflow.
+        recipe: The recipe.
+        there: Keys of the location's resources.
+
+    Raises:
+        ConfigError: One that it needs isn't in the location.
+    """
+    needed = named_ports(workflow.required_ports, recipe.definition.required_ports)
+    for key in needed:
+        if key not in there:
+            raise ConfigError(
+                f"needs the port {key!r}, which the location doesn't have",
+                where=recipe.definition.source or f"recipe {recipe.definition.name}",
+                fix=f"Kitchen(resources={{{key!r}: …}})",
+            )
+    used = named_ports(workflow.optional_ports, recipe.definition.optional_ports)
+    return named_ports(needed, [key for key in used if key in there])
+
+
 def named_ports(*given: Sequence[str]) -> list[str]:
     """Keys of several lists, each once."""
     return list(dict.fromkeys(key for keys in given for key in keys))
+
+
+@contextmanager
+def _collections_paused() -> Iterator[None]:
+    """Without garbage collections: what is made here stays, and they take a tenth of the time looking at it."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _recipes_in(folder: Path, workflows: Mapping[str, Workflow]) -> dict[str, Recipe]:

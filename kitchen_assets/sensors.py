@@ -263,6 +263,9 @@ def _checkpoint_sensor(
             recipe = recipes.get(run.tags.get(RECIPE, ""))
             if recipe is None or not run.tags.get(FINGERPRINT):
                 continue
+            if (asked := jobs.get(f"{recipe.definition.name}_{job}")) is None:
+                # A workflow without such a job.
+                continue
             head = _head(context, run, blobs)
             if head is None or _is_held(head, run.run_id) or _will_resume(context, run, trainings):
                 # Not now: its store is away, somebody trains or prunes it, or a further attempt does all that itself.
@@ -270,7 +273,7 @@ def _checkpoint_sensor(
                     waiting.append(run.run_id)
                 continue
             for checkpoint in find(run, head, recipe, run_store(run, blobs)):
-                requests.append(_on_checkpoint(run, f"{recipe.definition.name}_{job}", checkpoint))
+                requests.append(_on_checkpoint(run, asked, checkpoint))
         newest = max([since, *(_utc(record.update_timestamp) for record in records)])
         state = {"since": newest.isoformat(), "waiting": waiting}
         return dg.SensorResult(run_requests=requests, cursor=json.dumps(state))
@@ -278,16 +281,17 @@ def _checkpoint_sensor(
     return look
 
 
-def _on_checkpoint(run: dg.DagsterRun, job: str, checkpoint: str) -> dg.RunRequest:
-    """The request for a job on a checkpoint, with the resources of the run that made it."""
+def _on_checkpoint(run: dg.DagsterRun, job: dg.JobDefinition, checkpoint: str) -> dg.RunRequest:
+    """The request for a job on a checkpoint, with the resources of the run that made it, so far as the job has them."""
     config: Any = run.run_config
     recipe = run.tags[RECIPE]
-    op = f"{recipe}__{job.removeprefix(f'{recipe}_')}"
+    op = f"{recipe}__{job.name.removeprefix(f'{recipe}_')}"
+    resources = config.get("resources", {})
     return dg.RunRequest(
-        run_key=f"{job}-{checkpoint}",
-        job_name=job,
+        run_key=f"{job.name}-{checkpoint}",
+        job_name=job.name,
         run_config={
-            "resources": dict(config.get("resources", {})),
+            "resources": {key: value for key, value in resources.items() if key in job.resource_defs},
             "ops": {op: {"config": {"checkpoint": checkpoint}}},
         },
         tags={RESUME_OF: run.tags.get(RESUME_OF) or run.root_run_id or run.run_id},

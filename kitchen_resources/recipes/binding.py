@@ -57,12 +57,19 @@ def bind(
 
 def rebind(recipe: Recipe, *, name: str | None = None) -> Recipe:
     """The same recipe as one that keeps its values under partial overrides, whatever way it was made."""
+    if name in (None, recipe.definition.name) and is_bound(recipe):
+        return recipe
     values = {
         key: value.model_dump() if isinstance(value, BaseModel) else value
         for key, value in ((key, getattr(recipe, key)) for key in recipe.model_fields_set)
     }
     definition = recipe.definition if name is None else replace(recipe.definition, name=name)
     return bind(type(recipe), values, definition)
+
+
+def is_bound(recipe: Recipe) -> bool:
+    """Whether all values of a recipe are its class's own, as `bind` makes it."""
+    return "definition" in vars(type(recipe)) and not recipe.model_fields_set
 
 
 def with_text_share(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -307,9 +307,10 @@ def test_a_load_is_compared_by_the_ratio_of_medians() -> None:
     loads = {
         "empty": [Load(1.0, 0.5), Load(2.0, 0.5), Load(4.0, 0.5)],
         "kitchen": [Load(1.8, 0.6), Load(6.0, 0.7), Load(3.0, 0.8)],
+        "fifty": [Load(4.0, 3.0), Load(9.0, 3.0), Load(5.0, 3.0)],
     }
-    empty, kitchen, ratio, cpu = definitions_load.measures_of(loads)
-    assert (empty.value, kitchen.value) == (2.0, 3.0)
+    empty, kitchen, ratio, cpu, fifty = definitions_load.measures_of(loads)
+    assert (empty.value, kitchen.value, fifty.value) == (2.0, 3.0, 5.0)
     assert ratio == Measure(
         "definitions_load_ratio", 1.5, "", pytest.approx(1.275), pytest.approx(2.4), "of the medians"
     )

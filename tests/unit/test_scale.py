@@ -7,22 +7,18 @@ import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster_shared.serdes import serialize_value
 
+from benchmarks.definitions_load import write_recipes
 from kitchen_assets.kitchen import Kitchen
 
 pytestmark = pytest.mark.full
 
 COUNT = 50
-METHODS = ("supervised", "preference", "reinforcement", "distillation")
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> dg.RepositoryDefinition:
-    folder = tmp_path_factory.mktemp("recipes")
-    for number in range(COUNT):
-        text = f"extends: {METHODS[number % 4]}\nseed: {number}\nowners: ['team:models']\n"
-        (folder / f"recipe_{number:02d}.yaml").write_text(text + "schedule: {cron: '0 3 * * *'}\n")
-    # What the built-in recipes of two methods build on.
-    (folder / "supervised.yaml").write_text("workflow: supervised\nmodel: embedded:tiny\ndataset: embedded:dates\n")
+    folder = tmp_path_factory.mktemp("location") / "recipes"
+    write_recipes(folder, COUNT)
     return Kitchen(folder).definitions().get_repository_def()
 
 
@@ -32,6 +28,13 @@ def test_every_recipe_is_whole(repository: dg.RepositoryDefinition) -> None:
         name = f"recipe_{number:02d}"
         assert {name, f"{name}_promote", f"{name}_evaluate_checkpoint", f"{name}_retain_checkpoints"} <= jobs
     assert len(repository.schedule_defs) == COUNT + 1
+
+
+def test_a_job_knows_its_own_recipe_and_no_other(repository: dg.RepositoryDefinition) -> None:
+    for job in repository.get_all_jobs():
+        if job.name != "__ASSET_JOB":
+            recipes = {key for key in job.resource_defs if key.startswith("recipe_") or key == "supervised"}
+            assert len(recipes - {"supervised"}) <= 1, job.name
 
 
 def test_its_snapshot_is_small_enough_for_a_web_server(repository: dg.RepositoryDefinition) -> None:
