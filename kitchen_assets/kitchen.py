@@ -10,12 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.build_resources import wrap_resources_for_execution
 
 from kitchen_assets.compiler import RecipeAssets
 from kitchen_assets.composition import Workflow
 from kitchen_assets.executor import kitchen_executor
 from kitchen_assets.maintenance import storage_cleanup, storage_cleanup_schedule
-from kitchen_assets.narrowing import as_definitions, narrowed
+from kitchen_assets.narrowing import narrowed
 from kitchen_assets.new_data import new_data_sensors
 from kitchen_assets.promoting import promotion_sensors
 from kitchen_assets.publishing import hub_push, production_rollback
@@ -172,7 +173,7 @@ class Kitchen:
     def _compiled(self) -> dg.Definitions:
         compiled = self.recipe_assets()
         self._require_used(compiled)
-        resources = as_definitions(
+        resources = wrap_resources_for_execution(
             {
                 **self.all_resources(),
                 "epoch_references": epoch_references,

@@ -27,14 +27,6 @@ class _OwnResources(UnresolvedAssetJobDefinition):
         return super().resolve(asset_graph, default_executor_def, resource_defs=None)
 
 
-def as_definitions(resources: Mapping[str, Any]) -> dict[str, dg.ResourceDefinition]:
-    """Resources by key as Dagster's definitions of them."""
-    return {
-        key: value if isinstance(value, dg.ResourceDefinition) else value.get_resource_definition()
-        for key, value in resources.items()
-    }
-
-
 def narrowed(jobs: Sequence[Job], resources: Mapping[str, dg.ResourceDefinition]) -> list[Job]:
     """The same jobs, each with the resources that it needs.
 
