@@ -14,6 +14,7 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.checkpoints.store import CheckpointStore
+from kitchen_resources.datasets.inspection import EvaluationRows, evaluation_rows, inspect
 from kitchen_resources.datasets.port import LocalDataset, PreparedDataset
 from kitchen_resources.datasets.prepare import (
     RawSplits,
@@ -29,10 +30,12 @@ from kitchen_resources.digests import canonical_json, digest_bytes
 from kitchen_resources.environments.options import identity_of
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.ports import Ports
+from kitchen_resources.recipes.blocks import HARNESS
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.recipes.fields import fields_with_facts
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
+from kitchen_resources.recipes.rules import HELD_OUT
 from kitchen_resources.training.base_models import resolve_base, simulated_base
 from kitchen_resources.training.custom_loss import loss_identity
 from kitchen_resources.training.port import BaseModel, Resolution
@@ -192,9 +195,22 @@ class Launch:
                 where=f"backend {capabilities.backend}",
                 fix="give each message the weight 0 or 1",
             )
+        self._inspect(prepared, report)
         self.write("prepared", asdict(prepared))
         self.pin_models()
         return prepared, report
+
+    def _inspect(self, prepared: PreparedDataset, report: RowReport) -> None:
+        """Add to a report what comparing the rows finds."""
+        report.findings |= inspect(prepared, self._other_evaluations(), self.rendering.renderer, self.content)
+
+    def _other_evaluations(self) -> list[EvaluationRows]:
+        """The recipe's evaluations that bring rows of their own; tasks of the harness keep theirs to themselves."""
+        return [
+            evaluation_rows(evaluation, self.ports.datasets, self.rendering.conversational)
+            for evaluation in self.recipe.evaluations
+            if evaluation.dataset != HELD_OUT and evaluation.scorer != HARNESS
+        ]
 
     def _teacher_answers(self) -> ModelAnswers | None:
         """The teacher who answers the training rows anew, where the recipe learns from its answers."""
@@ -216,7 +232,9 @@ class Launch:
     @cached_property
     def report(self) -> RowReport:
         """The row report of the prepared data."""
-        return read_report(self.prepared, self.content)
+        report = read_report(self.prepared, self.content)
+        self._inspect(self.prepared, report)
+        return report
 
     def training_rows(self) -> LocalDataset:
         """What the trainer reads, as a local file that every launch with the same data shares."""

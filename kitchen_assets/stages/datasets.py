@@ -10,7 +10,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.tables import markdown_table
 from kitchen_assets.tags import REFUSED
 from kitchen_resources.datasets.prepare import RawSplits
-from kitchen_resources.datasets.report import KINDS, RowReport
+from kitchen_resources.datasets.report import ALL_KINDS, RowReport
 from kitchen_resources.datasets.schemas import column_schema
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import DataError
@@ -18,7 +18,7 @@ from kitchen_resources.training.method_events import dataset_events
 
 _PREVIEW = 5
 
-ROW_CHECKS = tuple(f"rows_{kind}" for kind in KINDS)
+ROW_CHECKS = tuple(f"rows_{kind}" for kind in ALL_KINDS)
 
 
 @stage(group="datasets", kinds=("huggingface", "json"), reads_models=False)
@@ -93,7 +93,7 @@ def dataset(kitchen: StageContext) -> StageResult:
                 }
             ),
         },
-        checks=[_outcome(kind, report, exceeded) for kind in KINDS],
+        checks=[_outcome(kind, report, exceeded) for kind in ALL_KINDS],
     )
 
 
@@ -118,7 +118,7 @@ def _outcome(kind: str, report: RowReport, exceeded: dict[str, str]) -> CheckOut
     return CheckOutcome(
         name=f"rows_{kind}",
         passed=kind not in exceeded,
-        description=exceeded.get(kind, f"{finding.count} of {finding.of} rows: {KINDS[kind]}"),
+        description=exceeded.get(kind, f"{finding.count} of {finding.of} rows: {ALL_KINDS[kind]}"),
         metadata={
             "rows": finding.count,
             "share": finding.share,
@@ -144,7 +144,7 @@ def _lengths(report: RowReport) -> str:
 
 def _report(report: RowReport) -> str:
     rows = [
-        {"finding": kind, "rows": finding.count, "share": f"{finding.share:.2%}", "what": KINDS[kind]}
+        {"finding": kind, "rows": finding.count, "share": f"{finding.share:.2%}", "what": ALL_KINDS[kind]}
         for kind, finding in report.findings.items()
     ]
     return markdown_table(rows)

@@ -16,7 +16,16 @@ KINDS = {
     "duplicates": "repeats an earlier row exactly",
     "overlap": "a held-out row whose prompt is also trained on",
 }
-"""Kinds of finding, named as the fields of `RowLimits`."""
+"""Kinds of finding of one row after another, named as fields of `RowLimits`."""
+
+COMPARED = {
+    "near_duplicates": "nearly repeats an earlier row: four fifths of both, by runs of five words",
+    "contaminated": "holds a question of an evaluation, or 13 words of it in a row",
+    "template_drift": "learned after other tokens than a server gives the model",
+}
+"""Kinds that are found by comparing prepared rows, likewise; see `inspection`."""
+
+ALL_KINDS = {**KINDS, **COMPARED}
 
 
 @dataclass
@@ -125,7 +134,7 @@ class RowReport:
             limit = getattr(limits, kind)
             if finding.count and finding.share > limit:
                 said[kind] = (
-                    f"{finding.count} of {finding.of} rows ({finding.share:.2%}, limit {limit:.2%}): {KINDS[kind]}. "
+                    f"{finding.count} of {finding.of} rows ({finding.share:.2%}, limit {limit:.2%}): {ALL_KINDS[kind]}. "
                     + "; ".join(f"row {row_id} ({where}): {reason}" for row_id, where, reason in finding.examples[:3])
                 )
         return said
@@ -156,9 +165,12 @@ class RowReport:
 
 def report_from_json(value: Mapping[str, Any]) -> RowReport:
     """A stored report."""
-    findings = {
-        kind: Finding(item["kind"], item["count"], item["of"], [(r, w, s) for r, w, s in item["examples"]])
-        for kind, item in value["findings"].items()
-    }
+    findings = {kind: finding_from_json(item) for kind, item in value["findings"].items()}
     lengths = {int(bound): count for bound, count in value["lengths"].items()}
     return RowReport(**{**value, "findings": findings, "lengths": lengths})
+
+
+def finding_from_json(value: Mapping[str, Any]) -> Finding:
+    """A stored finding."""
+    examples = [(row_id, where, reason) for row_id, where, reason in value["examples"]]
+    return Finding(value["kind"], value["count"], value["of"], examples)

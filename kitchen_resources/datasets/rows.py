@@ -74,7 +74,7 @@ def _checked(chunk: list[RawRow], normalize: Normalize) -> Iterator[Outcome]:
 def _require_json(example: Example) -> None:
     """Columnar files hold what JSON and templates can't: dates, bytes, NaN; and JSON holds half characters."""
     try:
-        _example_json(example).encode()
+        example_json(example).encode()
     except UnicodeEncodeError as error:
         raise RowProblem("holds half of a surrogate pair, which is no character") from error
     except (TypeError, ValueError) as error:
@@ -144,7 +144,7 @@ class RowWriter:
         self.rows += 1
         self.tokens += row.tokens
         self.trained_tokens += row.trained_tokens
-        place = {"row_id": example.row_id, "where": example.where, "example": _example_json(example)}
+        place = {"row_id": example.row_id, "where": example.where, "example": example_json(example)}
         self._pending.append({**place, **row.columns})
         if len(self._pending) == _CHUNK:
             self._flush()
@@ -175,7 +175,13 @@ class RowWriter:
         self._pending = []
 
 
-def _example_json(example: Example) -> str:
+def example_json(example: Example) -> str:
+    """An example as prepared files hold it: a JSON object of what its shape has.
+
+    Raises:
+        TypeError: It holds what JSON has no way to write.
+        ValueError: It holds a number that is none.
+    """
     value: dict[str, Any] = {"text": example.text}
     if example.shape == "messages":
         value = {"messages": list(example.messages)}

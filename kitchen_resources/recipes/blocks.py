@@ -81,6 +81,27 @@ class RowLimits(Block):
     overlap: float = recipe_field(
         0.0, "Held-out rows whose prompt is also trained on.", moves="nothing", minimum=0, maximum=1
     )
+    near_duplicates: float = recipe_field(
+        0.5,
+        "Rows, held-out ones too, that nearly repeat an earlier one: four fifths of both, by runs of five words.",
+        moves="nothing",
+        minimum=0,
+        maximum=1,
+    )
+    contaminated: float = recipe_field(
+        0.0,
+        "Training rows that hold a question of an evaluation's own data set, or 13 words of one of its rows.",
+        moves="nothing",
+        minimum=0,
+        maximum=1,
+    )
+    template_drift: float = recipe_field(
+        0.0,
+        "Conversations whose last answer is learned after other tokens than a server gives the model.",
+        moves="nothing",
+        minimum=0,
+        maximum=1,
+    )
 
 
 class PromotionRule(Block):

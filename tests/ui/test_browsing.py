@@ -20,7 +20,13 @@ LINEAGE = {
     "registered_model": ["evaluation", "model"],
     "production": ["registered_model"],
 }
-CHECKS = ("rows_duplicates", "rows_invalid", "rows_overlap", "rows_truncated", "rows_untrained")
+CHECKS = tuple(
+    f"rows_{kind}"
+    for kind in (
+        *("contaminated", "duplicates", "invalid", "near_duplicates", "overlap"),
+        *("template_drift", "truncated", "untrained"),
+    )
+)
 
 
 def _made(screen: Screen, stage: str, run_id: str) -> Materialization:

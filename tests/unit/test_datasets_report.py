@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kitchen_resources.datasets.report import KINDS, Finding, RowReport, report_from_json
+from kitchen_resources.datasets.report import ALL_KINDS, KINDS, Finding, RowReport, report_from_json
 from kitchen_resources.digests import canonical_json
 from kitchen_resources.errors import DataError
 from kitchen_resources.recipes.blocks import RowLimits
@@ -20,7 +20,7 @@ def report_of(kind: str, count: int, of: int) -> RowReport:
 
 
 def test_the_kinds_are_those_that_a_recipe_limits() -> None:
-    assert list(KINDS) == list(RowLimits.model_fields)
+    assert list(ALL_KINDS) == list(RowLimits.model_fields)
     assert list(RowReport().findings) == list(KINDS)
 
 
@@ -98,7 +98,10 @@ def test_all_that_is_exceeded_is_said_at_once() -> None:
 
 
 def test_by_default_defects_are_refused_and_some_cutting_is_not() -> None:
-    assert RowLimits() == RowLimits(invalid=0.0, untrained=0.0, truncated=0.1, duplicates=0.5, overlap=0.0)
+    assert RowLimits().model_dump() == {
+        **{"invalid": 0.0, "untrained": 0.0, "truncated": 0.1, "duplicates": 0.5, "overlap": 0.0},
+        **{"near_duplicates": 0.5, "contaminated": 0.0, "template_drift": 0.0},
+    }
 
 
 def test_a_report_comes_back_as_it_was_stored() -> None:

@@ -101,7 +101,7 @@ def test_a_sound_store_has_no_findings_and_is_not_changed(engine: Engine) -> Non
 
 def test_every_object_that_is_named_is_looked_at(engine: Engine) -> None:
     """Each of them, when it is gone or changed, is told; those that nothing can tell from sound ones are listed here."""
-    untold = ("launches/", "recipes/", "registry/supervised/versions/", "prepared/", "runs/", ".")
+    untold = ("inspected/", "launches/", "recipes/", "registry/supervised/versions/", "prepared/", "runs/", ".")
     for key in list(engine.blobs.list("")):
         if key.startswith(untold) and "/payload/" not in key:
             continue
