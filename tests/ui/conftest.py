@@ -49,6 +49,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "description": "Dates on few rows.",
         "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"},
     },
+    "often": {
+        **TINY,
+        "description": "Dates, every minute.",
+        "seed": 2,
+        "epochs": 1,
+        "schedule": {"cron": "* * * * *"},
+    },
     # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
     "shown": {**TINY, "seed": 1},
     "own": {**TINY, "model": "own_model", "dataset": "own_rows.jsonl", "lora": {"rank": 4}},

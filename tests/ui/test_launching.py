@@ -60,6 +60,26 @@ def test_the_launchpad_marks_a_wrong_key_and_trains_what_is_typed(screen: Screen
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_a_launch_changes_epochs_and_backend(screen: Screen) -> None:
+    """The same recipe by primitives, for one epoch: two words of config."""
+    dev = screen.dev
+    screen.open_launchpad("tiny")
+    backend = {"trainer": {"config": {"backend": {"local": {}}}}}
+    screen.type_config(yaml.safe_dump({"resources": {"tiny": {"config": {"epochs": 1}}, **backend}}))
+    screen.shoot("backend-1-typed")
+    run_id = screen.launch()
+    assert screen.wait_for_run(run_id) == "SUCCESS"
+    screen.shoot("backend-2-run")
+    assert dev.graphql.run(run_id)["steps"] == _steps("tiny", epochs=1)
+    head = _head(dev, run_id)
+    assert [(entry.epoch, entry.step) for entry in head.entries()] == [(1, 9)]
+    assert dev.checkpoints.manifest(head.entries()[0]).identity["algorithm"].keys() == {"local", "loops.supervised"}
+    screen.open_asset("tiny", "model", "events")
+    screen.row("loss").get_by_text("[Show Markdown]").first.click()
+    expect(screen.page.locator("img[alt=loss]").first).to_be_visible()
+    screen.shoot("backend-3-loss")
+
+
 def test_materialize_on_the_lineage_page_trains_the_recipe_as_it_is_in_one_process(screen: Screen) -> None:
     """The recipe is a LoRA of one's own model on one's own rows."""
     dev = screen.dev

@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 
 from tests.ui.dagster_dev import DagsterDev, wait_until
 from tests.ui.graphql_door import REPOSITORY
-from tests.ui.screen import Screen
+from tests.ui.screen import RUN_S, Screen
 
 pytestmark = [pytest.mark.heavy, pytest.mark.full]
 
@@ -42,3 +42,25 @@ def test_the_schedule_is_off_until_it_is_switched_on(screen: Screen) -> None:
         wait_until(lambda status=status: _status(dev) == status, 30, status)  # type: ignore[misc]
         expect(switch).to_be_checked(checked=status == "RUNNING")
         screen.shoot(f"schedule-2-{status.lower()}")
+
+
+def test_a_schedule_that_is_switched_on_launches_its_recipe(screen: Screen) -> None:
+    dev = screen.dev
+    screen.open("locations/kitchen/schedules/often_schedule")
+    switch = screen.page.get_by_role("checkbox")
+    switch.focus()
+    screen.page.keyboard.press("Space")
+    wait_until(lambda: bool(dev.graphql.runs_of("often")), RUN_S, "a run by the schedule")
+    switch.focus()
+    screen.page.keyboard.press("Space")
+    expect(switch).not_to_be_checked()
+    expect(screen.page.get_by_text("Requested", exact=False).first).to_be_visible()
+    screen.shoot("schedule-3-ticked")
+    runs = dev.graphql.runs_of("often")
+    wait_until(lambda: dev.graphql.is_over(runs[-1]), RUN_S, f"run {runs[-1]}")
+    run = dev.graphql.run(runs[-1])
+    assert (run["status"], run["tags"]["dagster/schedule_name"]) == ("SUCCESS", "often_schedule")
+    assert dev.registry.get("often", dev.registry.alias("often", "candidate") or 0).step == 9
+    screen.open(f"runs/{runs[-1]}")
+    expect(screen.page.get_by_text("often_schedule").first).to_be_visible()
+    screen.shoot("schedule-4-run")

@@ -13,6 +13,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 
 import kitchen_assets as kitchen
 from kitchen_assets.kitchen import built_in
+from kitchen_resources.datasets.report import ALL_KINDS
 from kitchen_resources.errors import DataError
 from tests.workflows.conftest import SMALL, Bench
 
@@ -105,9 +106,9 @@ def test_training_starts_after_the_data_checks_and_never_when_one_failed(
     first_training = next(
         i for i, r in enumerate(events) if (r.event_log_entry.step_key or "").endswith("plan_epochs")
     )
-    # Five of the data before training, and one of what training received after it.
-    assert len(checks) == 6
-    assert checks[4] < first_training < checks[5]
+    # Of the data before training, and one of what training received after it.
+    assert len(checks) == len(ALL_KINDS) + 1
+    assert checks[-2] < first_training < checks[-1]
 
     bad = write_rows([{"messages": [{"role": "boss", "content": "x"}, {"role": "assistant", "content": "y"}]}] * 4)
     run_id = "0" * 8
