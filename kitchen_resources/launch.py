@@ -37,7 +37,7 @@ from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import HELD_OUT
 from kitchen_resources.training.base_models import resolve_base, simulated_base
-from kitchen_resources.training.custom_loss import loss_identity
+from kitchen_resources.training.own_code import code_identity
 from kitchen_resources.training.port import BaseModel, Resolution
 from kitchen_resources.training.registered import REGISTERED, registered_base
 from kitchen_resources.training.teacher_answers import ModelAnswers
@@ -92,12 +92,15 @@ class Launch:
         return {role: self._model(role, *named) for role, named in self.recipe.companions().items()}
 
     def besides(self) -> dict[str, Any]:
-        """What else than recipe, base and data moves the weights: reference, teacher, the code of environment and loss."""
+        """What else than recipe, base and data moves the weights: reference, teacher, the code of one's own."""
         found: dict[str, Any] = {role: model.digest for role, model in self.models.items()}
         if isinstance(self.recipe, ReinforcementRecipe):
             found["environment"] = identity_of(self.recipe.environment_spec())
         if self.recipe.definition.loss:
-            found["loss"] = loss_identity(self.recipe.definition.loss)
+            found["loss"] = code_identity(self.recipe.definition.loss, "loss")
+        stages = self.recipe.definition.batch_stages
+        if stages:
+            found["batch_stages"] = {name: code_identity(stages[name], f"batch_stages.{name}") for name in stages}
         return found
 
     def upstreams(self) -> dict[str, str]:

@@ -50,7 +50,11 @@ Asked = tuple[type[Recipe], dict[str, Any]]
 FEATURES: Mapping[str, Asked] = {
     "supervised": (_S, {}),
     "supervised, packed rows": (_S, {"packing": True}),
-    "supervised, a loss of one's own": (_S, {"loss": "kitchen_resources.training.custom_loss:find_loss"}),
+    "supervised, a loss of one's own": (_S, {"loss": "kitchen_resources.training.own_code:find"}),
+    "supervised, stages of a step of one's own": (
+        _S,
+        {"batch_stages": {"optim_step": "kitchen_resources.training.loops.frame:optim_step"}},
+    ),
     "preference, sigmoid loss": (_P, {}),
     "preference, other losses": (_P, {"loss_type": ["ipo"]}),
     "preference, precomputed reference": (_P, {"precompute_reference": True}),
@@ -75,6 +79,7 @@ _METHOD_BITS = "tests/workflows/test_method_bits.py::test_a_run_has_the_bits_of_
 _AGREE = "tests/contract/test_backends_agree.py::test_losses_and_gradients_are_alike_over_ten_updates"
 _PREFER = "tests/contract/test_backends_agree.py::test_preferences_are_alike"
 _OWN = "tests/contract/test_backends_agree.py::test_a_loss_of_ones_own_is_trained_by"
+_STAGES = "tests/contract/test_backends_agree.py::test_stages_of_ones_own_take_the_places_of_the_loops"
 _METHODS = "tests/contract/test_trainer_methods.py::test_a_new_session_goes_on_with_the_same_state"
 _INSIDE = "tests/contract/test_trainer.py::test_resume_from_inside_an_epoch_gives_the_same_state"
 _SETTINGS = "tests/unit/test_trl_settings.py::test_each_setting_resumes_with_the_bits_of_one_session"
@@ -99,6 +104,7 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "local": _OWN,
         "tinker": "tests/peers/test_tinker_client.py::test_a_loss_of_ones_own_has_the_gradients_of_the_named_one",
     },
+    "supervised, stages of a step of one's own": {"local": _STAGES},
     "preference, sigmoid loss": {
         "trl": _METHOD_BITS,
         "local": _PREFER,
@@ -152,10 +158,10 @@ def offered(shown: Shown, asked: Asked) -> bool:
     values = {**shown.needs, **values}
     if "lora" in shown.needs and values["lora"] is not None:
         values["lora"] = {**shown.needs["lora"], **values["lora"]}
-    loss = values.pop("loss", "")
+    loss, stages = values.pop("loss", ""), values.pop("batch_stages", {})
     given = {"model": "any", "dataset": "any", "teacher": "any"}
     known = {name: value for name, value in {**given, **values}.items() if name in method.model_fields}
-    recipe = bind(method, known, RecipeDefinition(name="asked", loss=loss))
+    recipe = bind(method, known, RecipeDefinition(name="asked", loss=loss, batch_stages=stages))
     try:
         require_capable(recipe, shown.trainer.capabilities())
     except CapabilityError:

@@ -20,11 +20,12 @@ from kitchen_resources.recipes.names import check_name
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition, Timetable
 from kitchen_resources.recipes.rules import measured_metrics
 from kitchen_resources.recipes.yaml_lines import read_mapping
-from kitchen_resources.training.custom_loss import check_reference
+from kitchen_resources.training.loops.stages import check_batch_stages
+from kitchen_resources.training.own_code import check_reference
 
 DEFINITION_KEYS = (
     *("name", "workflow", "extends", "description", "schedule", "new_data", "promotion", "base_from", "teacher_from"),
-    *("upstream_missing", "loss", "required_ports", "optional_ports", "owners", "tags"),
+    *("upstream_missing", "loss", "batch_stages", "required_ports", "optional_ports", "owners", "tags"),
 )
 """Keys of a recipe file that are fixed at definition; all others are fields of the recipe."""
 
@@ -170,6 +171,7 @@ class RecipeFile:
             "base_from": lambda: _text(values, "base_from", where),
             "teacher_from": lambda: _teacher_from(values, recipe_class, where),
             "loss": lambda: _loss(values, recipe_class, where),
+            "batch_stages": lambda: check_batch_stages(values["batch_stages"], recipe_class.method, where=where),
             "upstream_missing": lambda: _upstream_missing(values, where),
             "required_ports": lambda: _ports(values, "required_ports", where),
             "optional_ports": lambda: _ports(values, "optional_ports", where),
@@ -328,7 +330,7 @@ def _loss(values: Mapping[str, Any], recipe_class: type[Recipe], where: Any) -> 
         raise ConfigError(
             f"{recipe_class.method} has its own loss", where=where("loss"), fix="remove it, or workflow: supervised"
         )
-    return check_reference(_text(values, "loss", where), where=where("loss"))
+    return check_reference(_text(values, "loss", where), "loss", where=where("loss"))
 
 
 def _upstream_missing(values: Mapping[str, Any], where: Any) -> Literal["refuse", "train"]:

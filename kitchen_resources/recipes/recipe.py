@@ -39,6 +39,7 @@ class RecipeDefinition:
         base_from: Recipe whose registered model is the base of this one: NAME, NAME@VERSION or NAME@ALIAS; or "".
         teacher_from: The same for the teacher of a distillation.
         loss: A loss of one's own, `module:function`; "" for the method's. Here, because it is code that runs.
+        batch_stages: Stages of an optimiser step of one's own, likewise: get_batch, forward_backward, optim_step.
         upstream_missing: What a launch does when such a recipe has no version yet: refuse, or train it first.
         required_ports: Resources of the location that it needs besides the kitchen's own, by key.
         optional_ports: Resources that it uses where the location has them.
@@ -56,6 +57,7 @@ class RecipeDefinition:
     base_from: str = ""
     teacher_from: str = ""
     loss: str = ""
+    batch_stages: Mapping[str, str] = field(default_factory=dict)
     upstream_missing: Literal["refuse", "train"] = "refuse"
     required_ports: tuple[str, ...] = ()
     optional_ports: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ class Capabilities:
         step_checkpoints: Methods in which a checkpoint inside an epoch resumes as exactly as one at its end, where an
             epoch is a pass over the rows.
         fractional_weights: Whether tokens may weigh other than 0 and 1 in the loss.
-        custom_loss: Whether it trains by a loss of one's own.
+        custom_loss: Whether it trains by a loss of one's own, and by stages of one's own in a step.
         lora: Whether it trains an adapter.
         full: Whether it trains the whole model.
         quantization: Bit widths it loads a frozen base in.

@@ -191,6 +191,12 @@ def require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
             where=backend,
             fix="choose backend local or tinker, or remove loss",
         )
+    if recipe.definition.batch_stages and not capabilities.custom_loss:
+        raise CapabilityError(
+            f"runs no stages of one's own in a step, as batch_stages asks: {', '.join(recipe.definition.batch_stages)}",
+            where=backend,
+            fix="choose backend local or tinker, or remove batch_stages",
+        )
     if recipe.lora is not None and not capabilities.lora:
         raise CapabilityError("doesn't train a LoRA", where=backend, fix="lora: null")
     if recipe.lora is None and not capabilities.full:

@@ -1,17 +1,23 @@
 """Backends that train really train the same: from one start, on the same rows, to the same numbers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from kitchen_assets.workflows import WORKFLOWS
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import CapabilityError, ConfigError
 from kitchen_resources.numerics import preserved_numerics
+from kitchen_resources.recipes.files import load_recipe
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.local.backend import LocalTrainer
+from kitchen_resources.training.loops import supervised
+from kitchen_resources.training.loops.frame import Batch, Epoch
 from kitchen_resources.training.port import Datum, StepMetrics, Trainer
 from kitchen_resources.training.preflight import preflight
 from kitchen_resources.training.run import TrainingRun
@@ -143,6 +149,97 @@ def test_a_loss_of_ones_own_is_trained_by(tmp_path: Path) -> None:
     assert len(fingerprints) == 2, "a loss is part of the identity"
     assert [step.loss for step in steps[True]] == pytest.approx([step.loss for step in steps[False]], rel=LOSS)
     assert {step.extra["rows"] for step in steps[True]} == {4.0}
+
+
+called: list[tuple[str, int]] = []
+
+
+def get_batch(epoch: Epoch, batch: Batch) -> list[Datum]:
+    """The loop's own, noted."""
+    called.append(("get_batch", batch.step))
+    return supervised.get_batch(epoch, batch)
+
+
+def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> Any:
+    """The loop's own, noted."""
+    called.append(("forward_backward", len(data)))
+    return supervised.forward_backward(epoch, batch, data)
+
+
+def standing_still(epoch: Epoch, batch: Batch) -> Any:
+    """A step at no rate."""
+    called.append(("optim_step", batch.step))
+    return epoch.client.optim_step(replace(epoch.adam(batch), learning_rate=0.0))
+
+
+def trained_by(folder: Path, stages: dict[str, str]) -> tuple[str, Shelf]:
+    """One epoch of three steps: the fingerprint, and what was published."""
+    rail = Rail(blobs=LocalBlobs(folder / "store"), trainer=OTHERS["local"])
+    rail.add("mine", SupervisedRecipe, {"max_rows": 12, "batch_size": 4, "epochs": 1}, batch_stages=stages)
+    run = TrainingRun(rail.launch("mine"), Told())
+    job = run.job()
+    job.scratch.mkdir(parents=True)
+    shelf = Shelf(folder / "shelf")
+    session = OTHERS["local"]().open(job)
+    session.train_epoch(1, None, shelf)
+    session.close()
+    return run.fingerprint, shelf
+
+
+def test_stages_of_ones_own_take_the_places_of_the_loops(tmp_path: Path) -> None:
+    here = own_loss.__module__
+    with preserved_numerics():
+        plain, usual = trained_by(tmp_path / "plain", {})
+        assert called == []
+        named = {"get_batch": f"{here}:get_batch", "forward_backward": f"{here}:forward_backward"}
+        same, noted = trained_by(tmp_path / "same", named)
+        assert called == [
+            (stage, number) for step in (1, 2, 3) for stage, number in (("get_batch", step), ("forward_backward", 4))
+        ]
+        called.clear()
+        other, still = trained_by(tmp_path / "other", {"optim_step": f"{here}:standing_still"})
+        assert called == [("optim_step", step) for step in (1, 2, 3)]
+        called.clear()
+    assert len({plain, same, other}) == 3, "the code of a stage is part of the identity"
+    assert [step.loss for step in noted.steps] == [step.loss for step in usual.steps]
+    assert still.steps[0].loss == usual.steps[0].loss
+    assert still.steps[2].loss != usual.steps[2].loss
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"batch_stages": {"batch": "m:f"}}, r"mine\.yaml:5, batch_stages\.batch: there is no stage 'batch'"),
+        ({"batch_stages": {"optim_step": "f"}}, "batch_stages.optim_step: 'f' names no function"),
+        ({"batch_stages": {"optim_step": 3}}, "batch_stages.optim_step: 3 names no function"),
+        ({"batch_stages": "m:f"}, "batch_stages: must be a mapping, got 'm:f'"),
+        ({"workflow": "reinforcement", "batch_stages": {"get_batch": "m:f"}}, "there is no stage 'get_batch'"),
+    ],
+)
+def test_a_stage_that_there_is_not_is_refused_where_the_recipe_is_defined(
+    tmp_path: Path, recipe: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        yaml.safe_dump({"workflow": "supervised", "model": "m", "dataset": "d", **recipe}, sort_keys=False)
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(path, {name: workflow.recipe for name, workflow in WORKFLOWS.items()})
+
+
+def test_who_runs_no_stages_of_ones_own_refuses_them(tmp_path: Path) -> None:
+    stages = {"forward_backward": f"{own_loss.__module__}:forward_backward"}
+    rail = Rail(blobs=LocalBlobs(tmp_path / "store"), trainer=reference)
+    rail.add("mine", SupervisedRecipe, {}, batch_stages=stages)
+    with pytest.raises(CapabilityError, match=r"as batch_stages asks: forward_backward\n.*backend local or tinker"):
+        preflight(rail.launch("mine"))
+    rail = rail.with_(trainer=OTHERS["local"])
+    rail.add("mine", SupervisedRecipe, {}, batch_stages=stages, loss=f"{own_loss.__module__}:own_loss")
+    with pytest.raises(ConfigError, match="loss: is read by the forward_backward that batch_stages replaces"):
+        preflight(rail.launch("mine"))
+    rail.add("mine", SupervisedRecipe, {}, batch_stages={"optim_step": "tests.no_such:step"})
+    with pytest.raises(ConfigError, match=r"batch_stages\.optim_step tests\.no_such:step: can't be imported"):
+        preflight(rail.launch("mine"))
 
 
 def test_who_has_no_loss_of_ones_own_refuses_one_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:

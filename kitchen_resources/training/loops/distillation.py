@@ -1,14 +1,16 @@
 """Distillation: on a teacher's answers, or on the student's own ones by the reverse KL to the teacher."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
 from kitchen_resources.formulas.seeds import derived_seed
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.training.loops import supervised
 from kitchen_resources.training.loops.data import completion, per_token
-from kitchen_resources.training.loops.frame import Epoch, StepDone, step_done
+from kitchen_resources.training.loops.frame import Batch, Epoch, StepDone, optim_step, step_done
 from kitchen_resources.training.loops.sampling import Sampler
-from kitchen_resources.training.port import Datum, ModelInput, SampledSequence, TrainingClient
+from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.port import Datum, ForwardBackwardResult, ModelInput, SampledSequence, TrainingClient
 
 ALGORITHM_VERSION = 2
 """Raised by hand when this loop's arithmetic changes."""
@@ -29,6 +31,7 @@ def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
     """Every token that the student wrote has as its advantage how much likelier the teacher finds it than others."""
     from kitchen_resources.datasets.renderers import renderer_of
 
+    gradients_of, move = batch_stages(recipe.definition.batch_stages, forward_backward, optim_step)
     teacher = _teacher(epoch)
     decode = renderer_of(epoch.job.base, epoch.job.data.extra.get("template")).tokenizer.decode
     room = max(1, _TRANSCRIBED // epoch.plan.steps_per_epoch)
@@ -61,14 +64,19 @@ def _on_policy(epoch: Epoch, recipe: DistillationRecipe) -> Iterator[StepDone]:
             _datum(prompt, answer, [value - mean for value in values])
             for prompt, answer, values in zip(prompts, answers, likelier, strict=True)
         ]
-        gradients = epoch.client.forward_backward(per_token(data, "advantages"), "importance_sampling")
-        moved = epoch.client.optim_step(epoch.adam(batch))
+        gradients = gradients_of(epoch, batch, data)
+        moved = move(epoch, batch)
         lines = [
             {"epoch": epoch.number, "row": row["row_id"], "prompt": decode(prompt), "answer": decode(answer.tokens)}
             for row, prompt, answer in list(zip(batch.rows, prompts, answers, strict=True))[:room]
         ]
         extra = {"reverse_kl": divergence / max(1, tokens)}
         yield step_done(batch, gradients.result(), moved.result(), tokens=tokens, extra=extra, lines=lines)
+
+
+def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> "Future[ForwardBackwardResult]":
+    """Submit the gradients of the student's answers, each token by its advantage."""
+    return epoch.client.forward_backward(per_token(data, "advantages"), "importance_sampling")
 
 
 def _datum(prompt: Sequence[int], answer: SampledSequence, advantages: Sequence[float]) -> Datum:

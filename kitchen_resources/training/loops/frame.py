@@ -1,6 +1,7 @@
 """What a loop is given, and what it says of each optimiser step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -132,6 +133,11 @@ class Epoch:
             draw.append(batch)
         if draw:
             yield draw
+
+
+def optim_step(epoch: Epoch, batch: Batch) -> "Future[Mapping[str, float]]":
+    """Submit the optimiser's step with the gradients so far, at the learning rate of the schedule."""
+    return epoch.client.optim_step(epoch.adam(batch))
 
 
 def step_done(

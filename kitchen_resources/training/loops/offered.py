@@ -8,18 +8,27 @@ from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import Problem
-from kitchen_resources.training.custom_loss import find_loss
+from kitchen_resources.training.own_code import find
 
 
 def check_loops(recipe: Recipe) -> list[Problem]:
     """What of a recipe the kitchen's own loops don't do.
 
     Raises:
-        ConfigError: Its own loss can't be imported.
+        ConfigError: Code of its own can't be imported, or takes the place of other code of its own.
     """
     problems: list[Problem] = []
     if recipe.definition.loss:
-        find_loss(recipe.definition.loss)
+        find(recipe.definition.loss, "loss")
+    stages = recipe.definition.batch_stages
+    for stage, reference in stages.items():
+        find(reference, f"batch_stages.{stage}")
+    if recipe.definition.loss and "forward_backward" in stages:
+        problems.append(
+            ("loss", "is read by the forward_backward that batch_stages replaces", "remove one of the two")
+        )
+    if isinstance(recipe, DistillationRecipe) and recipe.mode == "on_policy" and "get_batch" in stages:
+        problems.append(("batch_stages.get_batch", "is what the student answers, in mode on_policy", "remove it"))
     for name in recipe.trainer_args:
         problems.append(
             (f"trainer_args.{name}", "is an argument of TRL, which this backend doesn't use", "remove it")

@@ -7,8 +7,9 @@ from typing import Any
 
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.training.loops.data import completion, trained_tokens
-from kitchen_resources.training.loops.frame import Epoch, Row, StepDone, step_done
-from kitchen_resources.training.port import CustomLoss, Datum, ModelInput, TrainingJob
+from kitchen_resources.training.loops.frame import Batch, Epoch, Row, StepDone, optim_step, step_done
+from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.port import CustomLoss, Datum, ForwardBackwardResult, ModelInput, TrainingJob
 
 ALGORITHM_VERSION = 1
 """Raised by hand when this loop's arithmetic changes."""
@@ -19,15 +20,27 @@ Pair = tuple[float, float]
 
 def train(epoch: Epoch) -> Iterator[StepDone]:
     """Train an epoch, one optimiser step at a time."""
+    named = epoch.recipe.definition.batch_stages
+    data_of, gradients_of, move = batch_stages(named, get_batch, forward_backward, optim_step)
+    for batch in epoch.batches:
+        data = data_of(epoch, batch)
+        gradients = gradients_of(epoch, batch, data)
+        moved = move(epoch, batch)
+        yield step_done(batch, gradients.result(), moved.result(), tokens=trained_tokens(data))
+
+
+def get_batch(epoch: Epoch, batch: Batch) -> list[Datum]:
+    """The pairs of a batch as data: each is two neighbours, the chosen answer first."""
+    return [side for row in batch.rows for side in _sides(row)]
+
+
+def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> "Future[ForwardBackwardResult]":
+    """Submit the gradients of a batch, against what the reference says of its pairs."""
     recipe = epoch.recipe
     assert isinstance(recipe, PreferenceRecipe)
     reference = _reference(epoch)
-    for batch in epoch.batches:
-        data = [side for row in batch.rows for side in _sides(row)]
-        loss = dpo_loss([reference[row["row_id"]] for row in batch.rows], beta=recipe.beta)
-        gradients = epoch.client.forward_backward_custom(data, loss)
-        moved = epoch.client.optim_step(epoch.adam(batch))
-        yield step_done(batch, gradients.result(), moved.result(), tokens=trained_tokens(data))
+    loss = dpo_loss([reference[row["row_id"]] for row in batch.rows], beta=recipe.beta)
+    return epoch.client.forward_backward_custom(data, loss)
 
 
 def dpo_loss(reference: Sequence[Pair], *, beta: float) -> CustomLoss:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from kitchen_resources.environments.rollouts import Rollout
@@ -10,9 +11,10 @@ from kitchen_resources.formulas.seeds import derived_seed
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.training.episodes import Episodes, episode_measures
 from kitchen_resources.training.loops.data import per_token, shifted, trained_tokens
-from kitchen_resources.training.loops.frame import Epoch, StepDone, step_done
+from kitchen_resources.training.loops.frame import Batch, Epoch, StepDone, optim_step, step_done
 from kitchen_resources.training.loops.sampling import Sampler
-from kitchen_resources.training.port import Datum, ModelInput, TrainingClient
+from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.port import Datum, ForwardBackwardResult, ModelInput, TrainingClient
 
 ALGORITHM_VERSION = 1
 """Raised by hand when this loop's arithmetic changes."""
@@ -25,6 +27,7 @@ def train(epoch: Epoch) -> Iterator[StepDone]:
     episodes: Episodes = epoch.lives.setdefault("episodes", None) or Episodes(epoch.job)
     epoch.lives["episodes"] = episodes
     episodes.start(epoch.number)
+    gradients_of, move = batch_stages(recipe.definition.batch_stages, forward_backward, optim_step)
     for draw in epoch.draws():
         sampler = Sampler(
             epoch.client,
@@ -44,9 +47,8 @@ def train(epoch: Epoch) -> Iterator[StepDone]:
         measured.update(episode_measures(rollouts))
         lines = episodes.lines(rollouts)
         for batch in draw:
-            sent = per_token(data, "advantages")
-            gradients = epoch.client.forward_backward(sent, _loss(recipe), _settings(recipe))
-            moved = epoch.client.optim_step(epoch.adam(batch))
+            gradients = gradients_of(epoch, batch, data)
+            moved = move(epoch, batch)
             yield step_done(
                 batch,
                 gradients.result(),
@@ -55,6 +57,13 @@ def train(epoch: Epoch) -> Iterator[StepDone]:
                 extra=measured,
                 lines=lines if batch is draw[0] else (),
             )
+
+
+def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> "Future[ForwardBackwardResult]":
+    """Submit the gradients of a draw's episodes, by the recipe's clipped loss."""
+    recipe = epoch.recipe
+    assert isinstance(recipe, ReinforcementRecipe)
+    return epoch.client.forward_backward(per_token(data, "advantages"), _loss(recipe), _settings(recipe))
 
 
 def _advantages(rollouts: Sequence[Rollout], recipe: ReinforcementRecipe) -> tuple[list[float], dict[str, float]]:

@@ -1,10 +1,13 @@
 """Supervised fine-tuning: the cross entropy of what is trained in each row, its mean per trained token of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 
-from kitchen_resources.training.custom_loss import find_loss
 from kitchen_resources.training.loops.data import labelled, per_token, trained_tokens
-from kitchen_resources.training.loops.frame import Epoch, StepDone, step_done
+from kitchen_resources.training.loops.frame import Batch, Epoch, StepDone, optim_step, step_done
+from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.own_code import find
+from kitchen_resources.training.port import Datum, ForwardBackwardResult
 
 ALGORITHM_VERSION = 1
 """Raised by hand when this loop's arithmetic changes."""
@@ -12,14 +15,24 @@ ALGORITHM_VERSION = 1
 
 def train(epoch: Epoch) -> Iterator[StepDone]:
     """Train an epoch, one optimiser step at a time; by the recipe's own loss where it names one."""
-    named = epoch.recipe.definition.loss
-    loss = find_loss(named) if named else None
+    named = epoch.recipe.definition.batch_stages
+    data_of, gradients_of, move = batch_stages(named, get_batch, forward_backward, optim_step)
     for batch in epoch.batches:
-        data = [datum for row in batch.rows for datum in labelled(row)]
-        sent = per_token(data)
-        if loss is not None:
-            gradients = epoch.client.forward_backward_custom(sent, loss)
-        else:
-            gradients = epoch.client.forward_backward(sent, "cross_entropy")
-        moved = epoch.client.optim_step(epoch.adam(batch))
+        data = data_of(epoch, batch)
+        gradients = gradients_of(epoch, batch, data)
+        moved = move(epoch, batch)
         yield step_done(batch, gradients.result(), moved.result(), tokens=trained_tokens(data))
+
+
+def get_batch(epoch: Epoch, batch: Batch) -> list[Datum]:
+    """The rows of a batch as data: a pack is several."""
+    return [datum for row in batch.rows for datum in labelled(row)]
+
+
+def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> "Future[ForwardBackwardResult]":
+    """Submit the gradients of a batch: of the mean per trained token."""
+    sent = per_token(data)
+    named = epoch.recipe.definition.loss
+    if named:
+        return epoch.client.forward_backward_custom(sent, find(named, "loss"))
+    return epoch.client.forward_backward(sent, "cross_entropy")
