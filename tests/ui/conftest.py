@@ -58,6 +58,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Another seed is another run, so that what the tests of `tiny` train and register doesn't meet these.
     "shown": {**TINY, "seed": 1},
+    # Never trained: a test puts down its checkpoints.
+    "many": {**TINY, "seed": 3},
     "own": {**TINY, "model": "own_model", "dataset": "own_rows.jsonl", "lora": {"rank": 4}},
     "liking": {
         "workflow": "preference",

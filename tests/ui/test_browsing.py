@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dagster as dg
 import pyarrow.parquet
 import pytest
 from playwright.sync_api import expect
@@ -65,6 +66,27 @@ def test_the_page_of_the_checkpoints_has_their_partitions_and_a_loss_curve(scree
     assert [found.metadata["step"] for found in made] == [18, 9]
     assert made[0].metadata["loss"] < made[1].metadata["loss"]
     assert (made[0].metadata["parent"], made[1].metadata["parent"]) == (made[1].metadata["state_digest"], "")
+
+
+def test_ten_thousand_checkpoints_are_browsed(screen: Screen) -> None:
+    """A recipe's checkpoints over years, put down by hand: most of their payload is long gone."""
+    keys = [f"{run:012x}/{step:09d}" for run in range(100) for step in range(10, 1010, 10)]
+    checkpoints = dg.AssetKey(["many", "checkpoints"])
+    with dg.DagsterInstance.from_config(str(screen.dev.folder / "home")) as instance:
+        instance.add_dynamic_partitions("kitchen__many__checkpoints", keys)
+        for key in keys[-50:]:
+            made = dg.AssetMaterialization(checkpoints, partition=key, metadata={"loss": 0.25})
+            instance.report_runless_asset_event(made)
+    screen.open_asset("many", "checkpoints", "partitions")
+    expect(screen.page.get_by_text("10,000", exact=False).first).to_be_visible()
+    expect(screen.page.get_by_text(keys[0], exact=True).first).to_be_visible()
+    screen.shoot("many-1-partitions")
+    screen.page.get_by_placeholder("Filter by name").first.fill("000000000063/000001000")
+    screen.page.get_by_text(keys[-1], exact=True).first.click()
+    expect(screen.row("loss")).to_contain_text("0.25")
+    screen.shoot("many-2-found")
+    screen.open_lineage("many")
+    screen.shoot("many-3-lineage")
 
 
 def test_the_page_of_the_model_has_its_fingerprint_and_draws_its_loss(screen: Screen, shown_run: str) -> None:
