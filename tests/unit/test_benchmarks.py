@@ -333,7 +333,9 @@ def test_definitions_that_cannot_be_loaded_are_no_measure(tmp_path: Path) -> Non
 
 
 def test_preparation_is_its_median_rate_and_its_memory_beyond_imports() -> None:
-    rate, memory = preparation.measures_of([900.0, 1000.0, 1300.0], 300 * MIB, 395 * MIB)
+    rates, compared = [900.0, 1000.0, 1300.0], [2000.0, 2100.0, 2200.0]
+    rate, other, memory = preparation.measures_of(rates, compared, 300 * MIB, 395 * MIB)
+    assert (other.name, other.value) == ("compared_rows_per_second", 2100.0)
     assert (rate.name, rate.value, rate.low, rate.high) == ("preparation_rows_per_second", 1000.0, 950.0, 1150.0)
     assert (memory.name, memory.value, memory.unit) == ("preparation_memory", 95.0, "MiB")
 

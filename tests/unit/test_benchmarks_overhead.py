@@ -115,7 +115,7 @@ def test_every_bound_is_of_something_that_is_measured() -> None:
     measured = [
         *measures_of([a_round()], 0.25),
         *definitions_load.measures_of({side: [load] for side in definitions_load.LOADS}),
-        *preparation.measures_of([1.0], 0, 0),
+        *preparation.measures_of([1.0], [1.0], 0, 0),
         *primitives.measures_of({"sft": [1.0], "local": [1.0], "bare": [1.0]}),
         *store.ratios("local", ([1.0], [1.0]), ([1.0], [1.0])),
         *store.ratios("s3", ([1.0], [1.0]), ([1.0], [1.0])),
