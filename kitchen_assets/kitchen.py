@@ -181,11 +181,12 @@ class Kitchen:
             }
         )
         made = [job for recipe in compiled for job in (*recipe.jobs(), *recipe.chain(), *recipe.checkpoint_jobs())]
-        jobs = narrowed(made, resources)
+        recipes = {recipe.name for recipe in compiled}
+        jobs = narrowed(made, resources, recipes)
         return dg.Definitions(
             assets=[asset for recipe in compiled for asset in recipe.assets()],
             asset_checks=[check for recipe in compiled for check in recipe.checks()],
-            jobs=[*jobs, *narrowed([storage_cleanup, hub_push, production_rollback], resources)],
+            jobs=[*jobs, *narrowed([storage_cleanup, hub_push, production_rollback], resources, recipes)],
             schedules=[
                 *(schedule for recipe in compiled for schedule in recipe.schedules()),
                 storage_cleanup_schedule,

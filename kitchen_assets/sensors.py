@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from kitchen_assets.beta import running_sensor
+from kitchen_assets.narrowing import known_config
 from kitchen_assets.recovery import (
     Seen,
     Verdict,
@@ -180,7 +181,7 @@ def _again(
     return dg.RunRequest(
         run_key=f"resume-{run.run_id}",
         job_name=job,
-        run_config=run.run_config,
+        run_config=known_config(run.run_config, _job(context, job)),
         tags=attempt.tags,
         # Of Materialize, which has no job of its own, and of a part of a job.
         asset_selection=sorted(run.asset_selection) if run.asset_selection else None,
@@ -197,6 +198,11 @@ def _job_of(run: dg.DagsterRun, jobs: Set[str]) -> str:
     return run.job_name if run.job_name in jobs else run.tags.get(RECIPE, "")
 
 
+def _job(context: dg.SensorEvaluationContext, name: str) -> dg.JobDefinition:
+    assert context.repository_def is not None
+    return context.repository_def.get_job(name)
+
+
 def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, jobs: Set[str]) -> str:
     """Why a run can't be asked for here; empty when it can."""
     origin = run.remote_job_origin
@@ -204,12 +210,11 @@ def _problem(context: dg.SensorEvaluationContext, run: dg.DagsterRun, job: str, 
         return f"it is of the code location {origin.location_name}"
     if job not in jobs:
         return f"there is no job {job or run.job_name} here"
-    assert context.repository_def is not None
-    definition = context.repository_def.get_job(job)
+    definition = _job(context, job)
     if run.asset_selection and not run.asset_selection <= set(definition.asset_layer.selected_asset_keys):
         return f"it makes assets that aren't part of the job {job}"
     try:
-        dg.validate_run_config(definition, dict(run.run_config))
+        dg.validate_run_config(definition, known_config(run.run_config, definition))
     except dg.DagsterInvalidConfigError as error:
         return f"its config isn't valid here: {error.errors[0].message}"
     return ""
@@ -283,15 +288,14 @@ def _checkpoint_sensor(
 
 def _on_checkpoint(run: dg.DagsterRun, job: dg.JobDefinition, checkpoint: str) -> dg.RunRequest:
     """The request for a job on a checkpoint, with the resources of the run that made it, so far as the job has them."""
-    config: Any = run.run_config
     recipe = run.tags[RECIPE]
     op = f"{recipe}__{job.name.removeprefix(f'{recipe}_')}"
-    resources = config.get("resources", {})
+    resources = known_config(run.run_config, job).get("resources", {})
     return dg.RunRequest(
         run_key=f"{job.name}-{checkpoint}",
         job_name=job.name,
         run_config={
-            "resources": {key: value for key, value in resources.items() if key in job.resource_defs},
+            "resources": resources,
             "ops": {op: {"config": {"checkpoint": checkpoint}}},
         },
         tags={RESUME_OF: run.tags.get(RESUME_OF) or run.root_run_id or run.run_id},

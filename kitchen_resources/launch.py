@@ -22,7 +22,6 @@ from kitchen_resources.datasets.prepare import (
     open_raw,
     prepare,
     prepared_from_json,
-    read_report,
 )
 from kitchen_resources.datasets.renderers import RecipeRenderer, make_renderer
 from kitchen_resources.datasets.report import RowReport
@@ -198,14 +197,10 @@ class Launch:
                 where=f"backend {capabilities.backend}",
                 fix="give each message the weight 0 or 1",
             )
-        self._inspect(prepared, report)
+        report.findings |= inspect(prepared, self._other_evaluations(), rendering.renderer, self.content)
         self.write("prepared", asdict(prepared))
         self.pin_models()
         return prepared, report
-
-    def _inspect(self, prepared: PreparedDataset, report: RowReport) -> None:
-        """Add to a report what comparing the rows finds."""
-        report.findings |= inspect(prepared, self._other_evaluations(), self.rendering.renderer, self.content)
 
     def _other_evaluations(self) -> list[EvaluationRows]:
         """The recipe's evaluations that bring rows of their own; tasks of the harness keep theirs to themselves."""
@@ -231,13 +226,6 @@ class Launch:
         prepared, report = self.prepare()
         report.require(self.recipe.row_limits, f"dataset {self.recipe.dataset}")
         return prepared
-
-    @cached_property
-    def report(self) -> RowReport:
-        """The row report of the prepared data."""
-        report = read_report(self.prepared, self.content)
-        self._inspect(self.prepared, report)
-        return report
 
     def training_rows(self) -> LocalDataset:
         """What the trainer reads, as a local file that every launch with the same data shares."""

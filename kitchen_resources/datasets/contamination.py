@@ -1,14 +1,17 @@
 """Training rows that hold text of an evaluation, so that its result says what was learned by heart."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kitchen_resources.formulas.similarity import runs, words
+import xxhash
 
-GRAM = 13
-"""Words in a row that two texts have in common by chance hardly ever (Brown et al. 2020, arXiv:2005.14165, C)."""
+from kitchen_resources.formulas.similarity import is_unspaced, plain, runs, words
+
+GRAM, GRAM_UNSPACED = 13, 30
+"""Words in a row that two texts have in common by chance hardly ever (Brown et al. 2020, arXiv:2005.14165, C); and
+letters of a script without spaces."""
 
 _SHOWN = 200
 
@@ -28,15 +31,15 @@ class EvaluationRow:
     evaluation: str
     row_id: int
     where: str
-    asked: list[str]
-    answered: list[str]
+    asked: Sequence[str]
+    answered: Sequence[str]
 
 
 class Evaluations:
     """The text of evaluations, as runs of 13 words, and as questions of fewer words.
 
-    A run that several of their rows hold says nothing of any of them: instructions and templates are of that kind. In
-    memory are 12 bytes a word.
+    A run that several *questions* hold says nothing of any of them: instructions and templates are of that kind. Rows
+    that ask the same, in one evaluation or in several, are one question. In memory are 20 bytes a word.
 
     Args:
         rows: The rows of all evaluations.
@@ -46,23 +49,28 @@ class Evaluations:
         import numpy
 
         self._places: list[tuple[str, int, str]] = []
-        hashes, owners = array("Q"), array("I")
+        held, owners, questions = array("Q"), array("I"), array("Q")
         for number, row in enumerate(rows):
             self._places.append((row.evaluation, row.row_id, row.where))
-            held = numpy.unique(_grams(row.asked, row.answered)[0])
-            hashes.frombytes(held.tobytes())
-            owners.extend([number] * len(held))
-        found, first, counts = numpy.unique(
-            numpy.frombuffer(hashes, numpy.uint64), return_index=True, return_counts=True
-        )
-        self._hashes = found[counts == 1]
-        self._owners = numpy.frombuffer(owners, numpy.uint32)[first[counts == 1]]
+            grams = numpy.unique(_grams(row.asked, row.answered)[0])
+            held.frombytes(grams.tobytes())
+            owners.extend([number] * len(grams))
+            questions.extend([_hash("\n".join(map(plain, row.asked or row.answered)))] * len(grams))
+        hashes, question = numpy.frombuffer(held, numpy.uint64), numpy.frombuffer(questions, numpy.uint64)
+        # By hash, and then by question: of the first and the last of one hash it shows whether there are several.
+        order = numpy.lexsort((question, hashes))
+        hashes, question = hashes[order], question[order]
+        begins = numpy.flatnonzero(numpy.diff(hashes, prepend=hashes[:1] ^ numpy.uint64(1))) if len(hashes) else order
+        ends = numpy.append(begins[1:], len(hashes)) - 1 if len(hashes) else order
+        alone = question[begins] == question[ends]
+        self._hashes = hashes[begins][alone]
+        self._owners = numpy.frombuffer(owners, numpy.uint32)[order][begins][alone]
 
     def __len__(self) -> int:
         """How many rows they have."""
         return len(self._places)
 
-    def find(self, asked: list[str], answered: list[str]) -> str:
+    def find(self, asked: Sequence[str], answered: Sequence[str]) -> str:
         """What a training row holds of them, or "".
 
         Args:
@@ -73,7 +81,7 @@ class Evaluations:
 
         if not len(self._hashes):
             return ""
-        held, texts = _grams(asked, answered)
+        held, text_at = _grams(asked, answered)
         places = numpy.searchsorted(self._hashes, held)
         places[places == len(self._hashes)] = 0
         hits = numpy.flatnonzero(self._hashes[places] == held)
@@ -81,31 +89,40 @@ class Evaluations:
             return ""
         hit = int(hits[0])
         evaluation, row_id, where = self._places[int(self._owners[places[hit]])]
-        text, whole = texts(hit)
-        said = "asks what it asks" if whole else f"holds {GRAM} words of it"
-        return f"{said}, row {row_id} of evaluation {evaluation} ({where}): {text[:_SHOWN]!r}"
+        return f"{text_at(hit)} row {row_id} of evaluation {evaluation} ({where})"
 
 
-def _grams(asked: list[str], answered: list[str]) -> tuple[Any, Any]:
-    """Hashes of a row's runs and short questions; and what tells the text of the one at a place."""
+def _grams(asked: Sequence[str], answered: Sequence[str]) -> tuple[Any, Callable[[int], str]]:
+    """Hashes of a row's runs of words, and of its question where that is short; and what tells of the one at a place."""
     import numpy
 
     parts: list[Any] = []
-    spans: list[tuple[list[str], bool]] = []
-    for text, is_question in [*((text, True) for text in asked), *((text, False) for text in answered)]:
+    spans: list[tuple[list[str], int]] = []
+    is_short = bool(asked)
+    for place, text in enumerate((*asked, *answered)):
         found = words(text)
+        size = GRAM_UNSPACED if is_unspaced(found) else GRAM
         # Short answers are given to many questions.
-        if found and (is_question or len(found) >= GRAM):
-            short = len(found) < GRAM
-            # A short question isn't the beginning of a longer one, which has other hashes: it has other lengths.
-            parts.append(runs(found, GRAM))
-            spans.append((found, short))
+        if len(found) >= size:
+            parts.append(runs(found, size))
+            spans.append((found, size))
+            is_short = is_short and place >= len(asked)
+    if is_short:
+        question = "\n".join(map(plain, asked))
+        parts.append(numpy.array([_hash(f"question {question}")], numpy.uint64))
+        spans.append(([question], 0))
 
-    def text_at(place: int) -> tuple[str, bool]:
-        for part, (found, short) in zip(parts, spans, strict=True):
+    def text_at(place: int) -> str:
+        for part, (found, size) in zip(parts, spans, strict=True):
             if place < len(part):
-                return " ".join(found if short else found[place : place + GRAM]), short
+                if not size:
+                    return f"asks {found[0][:_SHOWN]!r}, as"
+                return f"holds {' '.join(found[place : place + size])[:_SHOWN]!r}, {size} words of"
             place -= len(part)
         raise IndexError(place)
 
     return (numpy.concatenate(parts) if parts else numpy.empty(0, numpy.uint64)), text_at
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))

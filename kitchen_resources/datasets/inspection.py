@@ -15,6 +15,7 @@ from kitchen_resources.blobs.workplace import workplace
 from kitchen_resources.datasets.contamination import EvaluationRow, Evaluations
 from kitchen_resources.datasets.near_duplicates import NearDuplicates
 from kitchen_resources.datasets.port import DatasetStore, Example, PreparedDataset, PreparedSplit
+from kitchen_resources.datasets.questions import is_asked
 from kitchen_resources.datasets.report import EXAMPLES_KEPT, Finding, finding_from_json
 from kitchen_resources.datasets.rows import normalized_examples
 from kitchen_resources.datasets.texts import texts_of, texts_of_example
@@ -64,8 +65,8 @@ def inspect(
     key = digest_json({"version": INSPECTION_VERSION, "prepared": prepared.key, "evaluations": named})
     found = content.blobs.get(f"inspected/{key}.json")
     if found is None:
-        with workplace(content.blobs.scratch(), "inspect") as scratch:
-            findings = _Inspection(prepared, renderer, content, scratch).findings(evaluations)
+        with workplace(content.blobs.scratch(), "inspect") as scratch, NearDuplicates(scratch) as near:
+            findings = _Inspection(prepared, renderer, content, scratch, near).findings(evaluations)
         stored = {"prepared": prepared.key, "findings": {kind: asdict(each) for kind, each in findings.items()}}
         content.blobs.put_if_absent(f"inspected/{key}.json", canonical_json(stored))
         return findings
@@ -87,7 +88,7 @@ def evaluation_rows(evaluation: EvaluationConfig, datasets: DatasetStore, conver
 
     def read() -> Iterator[EvaluationRow]:
         outcomes = normalized_examples(raw, evaluation.columns, None, conversational)
-        examples = (outcome for outcome in outcomes if isinstance(outcome, Example))
+        examples = (outcome for outcome in outcomes if isinstance(outcome, Example) and is_asked(outcome))
         for example in islice(examples, evaluation.samples):
             yield EvaluationRow(evaluation.name, example.row_id, example.where, *texts_of_example(example))
 
@@ -96,13 +97,16 @@ def evaluation_rows(evaluation: EvaluationConfig, datasets: DatasetStore, conver
 
 
 class _Inspection:
-    def __init__(self, prepared: PreparedDataset, renderer: Any, content: ContentStore, folder: Path) -> None:
+    def __init__(
+        self, prepared: PreparedDataset, renderer: Any, content: ContentStore, folder: Path, near: NearDuplicates
+    ) -> None:
         self._prepared = prepared
         self._renderer = renderer
         self._train = self._fetch(content, prepared.train, folder / "train.parquet")
         held_out = prepared.held_out
         self._held_out = self._fetch(content, held_out, folder / "held_out.parquet") if held_out else None
-        self._near = NearDuplicates(folder)
+        self._near = near
+        self._alike = 0
 
     @staticmethod
     def _fetch(content: ContentStore, split: PreparedSplit, path: Path) -> Path:
@@ -116,19 +120,24 @@ class _Inspection:
         for row in _rows(self._train, ["row_id", "where", "example", *self._token_column()]):
             example = json.loads(row["example"])
             asked, answered = texts_of(example)
-            self._near.add(row["example"], words(" ".join((*asked, *answered))))
+            self._compare(row["example"], example)
             if asked_later:
                 contaminated.of += 1
                 if said := asked_later.find(asked, answered):
                     contaminated.add(row["row_id"], row["where"], said)
             if "input_ids" in row and _is_answered(example):
                 drift.of += 1
-                if said := self._drift(example, row["input_ids"]):
+                if said := self._drift(example, row["input_ids"], row["labels"]):
                     drift.add(row["row_id"], row["where"], said)
         for row in _rows(self._held_out, ["example"]) if self._held_out else ():
-            asked, answered = texts_of(json.loads(row["example"]))
-            self._near.add(row["example"], words(" ".join((*asked, *answered))))
+            self._compare(row["example"], json.loads(row["example"]))
         return {each.kind: each for each in (self._near_duplicates(), contaminated, drift)}
+
+    def _compare(self, text: str, example: dict[str, Any]) -> None:
+        """Look at a row for near duplicates; not at a problem, which may begin with the same words as all others."""
+        self._alike += "problem" not in example
+        asked, answered = texts_of(example)
+        self._near.add(text, [] if "problem" in example else words(" ".join((*asked, *answered))))
 
     def _own_held_out(self) -> Iterator[EvaluationRow]:
         """The rows of a held-out data set of its own, as an evaluation; none of a share of the same data."""
@@ -138,8 +147,7 @@ class _Inspection:
 
     def _near_duplicates(self) -> Finding:
         """Near duplicates among the training rows, and of them among the held-out rows."""
-        held_out = self._prepared.held_out
-        finding = Finding("near_duplicates", of=self._prepared.train.rows + (held_out.rows if held_out else 0))
+        finding = Finding("near_duplicates", of=self._alike)
         found = self._near.find()
         places = self._places({place for pair in found[:EXAMPLES_KEPT] for place in pair[:2]})
         for row, other, likeness in found:
@@ -167,9 +175,11 @@ class _Inspection:
         import pyarrow.parquet
 
         names = pyarrow.parquet.read_schema(self._train).names
-        return ["input_ids"] if "input_ids" in names and self._renderer.conversational else []
+        is_learned = self._renderer.train_on != "all_user_and_system_messages"
+        wanted = "input_ids" in names and self._renderer.conversational and is_learned
+        return ["input_ids", "labels"] if wanted else []
 
-    def _drift(self, example: dict[str, Any], ids: list[int]) -> str:
+    def _drift(self, example: dict[str, Any], ids: list[int], labels: list[int]) -> str:
         """How what serving gives the model differs from what its answer was learned after, or ""."""
         *asked, _ = example["messages"]
         try:
@@ -178,7 +188,7 @@ class _Inspection:
             return f"serving can't ask it: {error.what}"
         # A row that is cut before its answer is judged as far as it goes.
         at = next((place for place, (one, other) in enumerate(zip(prompt, ids, strict=False)) if one != other), None)
-        if at is None:
+        if at is None or all(label == -100 for label in labels[at:]):
             return ""
         served, learned = (self._text(tokens[max(at - _AROUND, 0) : at + _AROUND]) for tokens in (prompt, ids))
         return f"token {at} differs: a server gives the model …{served!r}, and it learns after …{learned!r}"

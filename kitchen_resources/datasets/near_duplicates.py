@@ -22,10 +22,14 @@ SHINGLE = 5
 """Words in a run."""
 
 _CHUNK = 4096
+_SAMPLE, _SHARE, _LEAST = 1000, 0.05, 10
+"""What at least 10 rows and 5 % of the first 1,000 different ones hold is their template, and is left out."""
 
 
 class NearDuplicates:
-    """Takes rows one by one, and then says which of them nearly repeat an earlier one.
+    """Takes rows one by one, and then says which of them nearly repeat an earlier one. A context manager.
+
+    Runs of words that many rows hold are instructions, which say nothing of how alike two rows are.
 
     Args:
         folder: An existing folder for its files, some 600 bytes a row of sixty words.
@@ -35,9 +39,18 @@ class NearDuplicates:
         self._bands_path, self._shingles_path = folder / "bands.bin", folder / "shingles.bin"
         self._bands = self._bands_path.open("wb")
         self._shingles = self._shingles_path.open("wb")
+        self._first: list[Any] | None = []
+        self._template: Any = None
         self._pending: list[Any] = []
         self._ends = array("Q")
         self._same = array("Q")
+
+    def __enter__(self) -> "NearDuplicates":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bands.close()
+        self._shingles.close()
 
     def add(self, content: str, words: list[str]) -> None:
         """Take the next row.
@@ -50,6 +63,30 @@ class NearDuplicates:
 
         self._same.append(int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little"))
         shingles = numpy.unique(runs(words, SHINGLE))
+        if self._first is None:
+            self._write(shingles)
+        else:
+            self._first.append(shingles)
+            if len(self._first) == _SAMPLE:
+                self._look_at_first()
+
+    def _look_at_first(self) -> None:
+        """Learn from the first rows what the template is, and write them."""
+        import numpy
+
+        first, self._first = self._first or [], None
+        _, different = numpy.unique(numpy.frombuffer(self._same, numpy.uint64), return_index=True)
+        held = [first[place] for place in different]
+        found, counts = numpy.unique(numpy.concatenate([*held, numpy.empty(0, numpy.uint64)]), return_counts=True)
+        self._template = found[counts >= max(_LEAST, _SHARE * len(held))]
+        for shingles in first:
+            self._write(shingles)
+
+    def _write(self, shingles: "Hashes") -> None:
+        import numpy
+
+        if len(self._template):
+            shingles = numpy.setdiff1d(shingles, self._template, assume_unique=True)
         self._shingles.write(shingles.tobytes())
         self._ends.append((self._ends[-1] if self._ends else 0) + len(shingles))
         # A row without words is never looked at, whatever its signature.
@@ -65,6 +102,8 @@ class NearDuplicates:
         """
         import numpy
 
+        if self._first is not None:
+            self._look_at_first()
         self._flush()
         self._bands.close()
         self._shingles.close()

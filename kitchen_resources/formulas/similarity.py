@@ -6,11 +6,11 @@ places at which two signatures agree estimates that (Broder 1997). Cut into band
 agree in one band at least, and those of others seldom do (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
 """
 
-import re
 import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import regex
 import xxhash
 
 if TYPE_CHECKING:
@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
     Hashes = numpy.ndarray[tuple[int], numpy.dtype[numpy.uint64]]
 
-# A letter of a script that is written without spaces is a word by itself.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_]+")
+# A letter of a script that is written without spaces is a word by itself, with the marks on it.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(
+    rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+", regex.V1
+)
+_ALONE = regex.compile(rf"[{_UNSPACED}]", regex.V1)
+_BLOCK = 4096
 _ODD = 0x9E3779B97F4A7C15
 PERMUTATIONS, BANDS = 64, 16
 
@@ -30,7 +35,18 @@ def words(text: str) -> list[str]:
     Args:
         text: Any text; letters of Chinese, Japanese, Thai, Lao and Khmer are words by themselves.
     """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    found: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return found
+
+
+def is_unspaced(found: list[str]) -> bool:
+    """Whether most words of a text are single letters of a script that is written without spaces."""
+    return 2 * sum(1 for word in found if _ALONE.match(word)) > len(found)
+
+
+def plain(text: str) -> str:
+    """A text without case, ways to write one letter, runs of white space and what ends a sentence; signs stay."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .!?。")
 
 
 def runs(found: list[str], n: int) -> "Hashes":
@@ -69,8 +85,11 @@ def signature(shingles: "Hashes") -> Any:
     import numpy
 
     factors, summands = _functions()
-    values = (shingles[:, None] * factors + summands) >> numpy.uint64(32)
-    return values.min(axis=0).astype(numpy.uint32)
+    least = numpy.full(PERMUTATIONS, numpy.uint64(2**64 - 1))
+    for at in range(0, len(shingles), _BLOCK):
+        values = shingles[at : at + _BLOCK, None] * factors + summands
+        least = numpy.minimum(least, values.min(axis=0))
+    return (least >> numpy.uint64(32)).astype(numpy.uint32)
 
 
 def band(signatures: Any, index: int) -> "Hashes":

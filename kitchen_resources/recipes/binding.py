@@ -8,6 +8,7 @@ With the values as class defaults, and nested blocks as generated subclasses too
 import difflib
 import types
 import typing
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 
 Where = Callable[[str], str]
 """Gives the place of a dotted field path, for messages."""
+
+_BOUND: "weakref.WeakSet[type[BaseModel]]" = weakref.WeakSet()
+"""The classes that `bind` has made."""
 
 _REMOVE = "correct or remove it; docs/recipes.md lists every field"
 _WRONG_TYPE = "give each field a value of its type; docs/recipes.md lists every field"
@@ -49,6 +53,7 @@ def bind(
     place = where or (lambda path: f"recipe {definition.name}, {path}")
     _require_declared(recipe_class)
     bound_class = _subclass(recipe_class, with_text_share(values), place, "", extra={"definition": definition})
+    _BOUND.add(bound_class)
     try:
         return typing.cast(Recipe, bound_class())
     except ValidationError as error:
@@ -69,7 +74,7 @@ def rebind(recipe: Recipe, *, name: str | None = None) -> Recipe:
 
 def is_bound(recipe: Recipe) -> bool:
     """Whether all values of a recipe are its class's own, as `bind` makes it."""
-    return "definition" in vars(type(recipe)) and not recipe.model_fields_set
+    return type(recipe) in _BOUND and not recipe.model_fields_set
 
 
 def with_text_share(values: Mapping[str, Any]) -> dict[str, Any]:

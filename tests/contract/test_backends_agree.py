@@ -16,7 +16,7 @@ from kitchen_resources.recipes.files import load_recipe
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.local.backend import LocalTrainer
-from kitchen_resources.training.loops import supervised
+from kitchen_resources.training.loops import preference, supervised
 from kitchen_resources.training.loops.frame import Batch, Epoch
 from kitchen_resources.training.port import Datum, StepMetrics, Trainer
 from kitchen_resources.training.preflight import preflight
@@ -188,6 +188,7 @@ def trained_by(folder: Path, stages: dict[str, str]) -> tuple[str, Shelf]:
 
 def test_stages_of_ones_own_take_the_places_of_the_loops(tmp_path: Path) -> None:
     here = own_loss.__module__
+    called.clear()
     with preserved_numerics():
         plain, usual = trained_by(tmp_path / "plain", {})
         assert called == []
@@ -204,6 +205,8 @@ def test_stages_of_ones_own_take_the_places_of_the_loops(tmp_path: Path) -> None
     assert [step.loss for step in noted.steps] == [step.loss for step in usual.steps]
     assert still.steps[0].loss == usual.steps[0].loss
     assert still.steps[2].loss != usual.steps[2].loss
+    assert [step.learning_rate for step in still.steps] == [0.0, 0.0, 0.0], "the rate that was used is told"
+    assert [step.learning_rate for step in noted.steps] == [step.learning_rate for step in usual.steps]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,23 @@ def test_a_stage_that_there_is_not_is_refused_where_the_recipe_is_defined(
         load_recipe(path, {name: workflow.recipe for name, workflow in WORKFLOWS.items()})
 
 
+def one_answer(epoch: Epoch, batch: Batch) -> list[Datum]:
+    """Forgets the rejected answers."""
+    return preference.get_batch(epoch, batch)[::2]
+
+
+def test_pairs_that_lost_an_answer_are_refused(tmp_path: Path) -> None:
+    rail = Rail(blobs=LocalBlobs(tmp_path / "store"), trainer=OTHERS["local"])
+    stages = {"get_batch": f"{one_answer.__module__}:one_answer"}
+    rail.add("mine", PreferenceRecipe, {"max_rows": 8, "batch_size": 4, "epochs": 1}, batch_stages=stages)
+    job = TrainingRun(rail.launch("mine"), Told()).job()
+    job.scratch.mkdir(parents=True)
+    session = OTHERS["local"]().open(job)
+    with pytest.raises(ConfigError, match=r"batch_stages\.get_batch: 4 data for 4 pairs"):
+        session.train_epoch(1, None, Shelf(tmp_path / "shelf"))
+    session.close()
+
+
 def test_who_runs_no_stages_of_ones_own_refuses_them(tmp_path: Path) -> None:
     stages = {"forward_backward": f"{own_loss.__module__}:forward_backward"}
     rail = Rail(blobs=LocalBlobs(tmp_path / "store"), trainer=reference)
@@ -237,6 +257,10 @@ def test_who_runs_no_stages_of_ones_own_refuses_them(tmp_path: Path) -> None:
     rail.add("mine", SupervisedRecipe, {}, batch_stages=stages, loss=f"{own_loss.__module__}:own_loss")
     with pytest.raises(ConfigError, match="loss: is read by the forward_backward that batch_stages replaces"):
         preflight(rail.launch("mine"))
+    for stages in ({"optimizer_step": "m:f"}, {"get_batch": "tests.no_such:batch", "batch": "m:f"}):
+        rail.add("mine", SupervisedRecipe, {}, batch_stages=stages)
+        with pytest.raises(ConfigError, match=r"batch_stages\.(optimizer_step: is no stage|get_batch tests)"):
+            preflight(rail.launch("mine"))
     rail.add("mine", SupervisedRecipe, {}, batch_stages={"optim_step": "tests.no_such:step"})
     with pytest.raises(ConfigError, match=r"batch_stages\.optim_step tests\.no_such:step: can't be imported"):
         preflight(rail.launch("mine"))

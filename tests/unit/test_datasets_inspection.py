@@ -14,7 +14,11 @@ from kitchen_resources.datasets.renderers import make_renderer
 from kitchen_resources.datasets.report import ALL_KINDS, COMPARED, KINDS, Finding, RowReport
 from kitchen_resources.datasets.sources import SourceDatasets
 from kitchen_resources.formulas.similarity import runs, words
+from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.blocks import EvaluationConfig, RowLimits
+from kitchen_resources.recipes.preference import PreferenceRecipe
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from tests.unit.dataset_rows import chat, write_jsonl
 from tests.unit.preparing import BASE, Pantry, recipe_of
@@ -31,6 +35,12 @@ def asked(text: list[str], answer: str = "yes", system: str = "") -> dict[str, A
     """A conversation of one question."""
     row = chat(" ".join(text), answer)
     return {"messages": [{"role": "system", "content": system}, *row["messages"]]} if system else row
+
+
+def conversation(*texts: str) -> dict[str, Any]:
+    """Turns of user and assistant."""
+    roles = itertools.cycle(("user", "assistant"))
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
 
 
 @pytest.fixture
@@ -114,9 +124,32 @@ def test_a_held_out_row_that_nearly_repeats_a_training_row_is_named(found: Found
 
 
 def test_all_are_counted_and_the_first_are_kept(found: Found) -> None:
-    finding = found([asked(sentence(1), answer=f"answer {number}") for number in range(60)])["near_duplicates"]
-    assert (finding.count, finding.of, len(finding.examples)) == (59, 60, 20)
-    assert [row_id for row_id, *_ in finding.examples] == list(range(1, 21))
+    rows = [asked(sentence(seed), answer=f"answer {number}") for seed in range(20) for number in range(3)]
+    finding = found(rows)["near_duplicates"]
+    assert (finding.count, finding.of, len(finding.examples)) == (40, 60, 20)
+    assert [row_id for row_id, *_ in finding.examples] == [row for row in range(30) if row % 3]
+
+
+@pytest.mark.parametrize("count", [50, 1500])
+def test_instructions_that_rows_share_say_nothing_of_them(found: Found, count: int) -> None:
+    """Also where they are most of every row, and where there are more rows than the first ones, which tell."""
+    instruction = sentence(99, 60)
+    rows = [asked([*instruction, *sentence(seed, 15)]) for seed in range(count)]
+    rows[40] = asked([*instruction, *sentence(7, 15)], answer="no")
+    finding = found(rows)["near_duplicates"]
+    assert finding.examples == [(40, "rows.jsonl:41", "as row 7 (rows.jsonl:8) in 88% of both")]
+
+
+def test_problems_are_not_compared_with_one_another(pantry: Pantry) -> None:
+    """A game begins with the same words whatever the problem is."""
+    recipe = bind(
+        ReinforcementRecipe,
+        {"model": "embedded:tiny", "environment": {"name": "compass"}},
+        RecipeDefinition(name="r"),
+    )
+    prepared, _ = pantry.prepare(recipe)  # type: ignore[arg-type]
+    findings = inspect(prepared, [], make_renderer(recipe, BASE).renderer, pantry.content)
+    assert [(each.count, each.of) for each in findings.values()] == [(0, 0), (0, 0), (0, 0)]
 
 
 def test_rows_without_words_are_like_none(found: Found) -> None:
@@ -135,29 +168,34 @@ def exact(texts: list[list[str]]) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_found_is_what_comparing_all_with_all_finds(tmp_path: Path, seed: int) -> None:
-    """Of 400 rows: a third are new, others change some words of an earlier one, from hardly any to half of them."""
+    """Of 400 rows in families of four: each changes some words of an earlier one, from none to half of them."""
     generator = random.Random(seed)
-    texts: list[list[str]] = [sentence(1000 * seed, 60)]
-    while len(texts) < 400:
-        text = list(generator.choice(texts)) if generator.random() < 0.66 else sentence(generator.getrandbits(32), 60)
-        for _ in range(generator.choice([0, 1, 1, 2, 3, 5, 10, 30])):
-            text[generator.randrange(60)] = generator.choice(VOCABULARY)
-        texts.append(text)
-    near = NearDuplicates(tmp_path)
-    for number, text in enumerate(texts):
-        near.add(f"{number} {text}", words(" ".join(text)))
-    found = [row for row, _, _ in near.find()]
+    texts: list[list[str]] = []
+    for family in range(100):
+        members = [sentence(1000 * seed + family, 60)]
+        while len(members) < 4:
+            text = list(generator.choice(members))
+            for _ in range(generator.choice([0, 1, 1, 2, 3, 5, 10, 30])):
+                text[generator.randrange(60)] = generator.choice(VOCABULARY)
+            members.append(text)
+        texts += members
+    generator.shuffle(texts)
+    with NearDuplicates(tmp_path) as near:
+        for number, text in enumerate(texts):
+            near.add(f"{number} {text}", words(" ".join(text)))
+        found = [row for row, _, _ in near.find()]
     right = exact(texts)
     assert set(found) <= set(right)
-    # A chain of changes may hide the one row that a row is alike to.
+    # A row is compared with two of those that share a band with it, which may be others than the one it is alike to.
     assert len(found) >= 0.97 * len(right) > 80
 
 
 def test_one_row_and_none_are_like_no_other(tmp_path: Path) -> None:
-    assert NearDuplicates(tmp_path).find() == []
-    near = NearDuplicates(tmp_path)
-    near.add("a", ["a"])
-    assert near.find() == []
+    with NearDuplicates(tmp_path) as near:
+        assert near.find() == []
+    with NearDuplicates(tmp_path) as near:
+        near.add("a", ["a"])
+        assert near.find() == []
 
 
 # Contamination
@@ -172,8 +210,8 @@ def test_text_of_an_evaluation_is_found_with_both_rows(found: Found) -> None:
     assert (finding.count, finding.of) == (2, 6)
     first, second = (" ".join(words_) for words_ in (sentence(301, 40)[10:23], sentence(302, 40)[:13]))
     assert finding.examples == [
-        (2, "rows.jsonl:3", f"holds 13 words of it, row 1 of evaluation exam (exam.jsonl:2): {first!r}"),
-        (4, "rows.jsonl:5", f"holds 13 words of it, row 0 of evaluation quiz (quiz.jsonl:1): {second!r}"),
+        (2, "rows.jsonl:3", f"holds {first!r}, 13 words of row 1 of evaluation exam (exam.jsonl:2)"),
+        (4, "rows.jsonl:5", f"holds {second!r}, 13 words of row 0 of evaluation quiz (quiz.jsonl:1)"),
     ]
 
 
@@ -189,10 +227,21 @@ def test_a_short_question_that_an_evaluation_asks_is_found(found: Found) -> None
         chat("And 3 + 3?", "6"),
         chat("X?", "4"),
     ]
-    finding = found(rows, {"exam": [chat("what is 2+2", "4"), chat("and 5+5?", "10")]})["contaminated"]
+    rows += [chat("What is 2 - 2?", "0"), chat("X?", "Y"), chat("thanks", "4")]
+    exam = [chat("what is  2 + 2", "4"), chat("and 5 + 5?", "10"), conversation("Who?", "Me.", "Thanks!", "Welcome.")]
+    finding = found(rows, {"exam": exam})["contaminated"]
     assert finding.examples == [
-        (0, "rows.jsonl:1", "asks what it asks, row 0 of evaluation exam (exam.jsonl:1): 'what is 2 2'")
+        (0, "rows.jsonl:1", "asks 'what is 2 + 2', as row 0 of evaluation exam (exam.jsonl:1)")
     ]
+
+
+def test_letters_without_spaces_are_no_words(found: Found) -> None:
+    """An instruction of 14 letters is none of an evaluation; 30 letters in a row are."""
+    instruction = "以下の文章を要約してください。"
+    text = "吾輩は猫である名前はまだ無いどこで生れたかとんと見当がつかぬ何でも薄暗いじめじめした所で"
+    rows = [chat(instruction + "雨が降る。", "雨。"), chat("続きは。", text[3:34]), chat("続きは。", text[3:32])]
+    finding = found(rows, {"exam": [chat(instruction + text, "猫。")]})["contaminated"]
+    assert [row_id for row_id, *_ in finding.examples] == [1]
 
 
 def test_what_several_rows_of_an_evaluation_say_is_no_sign(found: Found) -> None:
@@ -200,6 +249,29 @@ def test_what_several_rows_of_an_evaluation_say_is_no_sign(found: Found) -> None
     rows = [asked([*template, *sentence(seed, 9)]) for seed in range(4)]
     exam = [asked([*template, *sentence(seed, 9)]) for seed in range(600, 604)]
     assert found(rows, {"exam": exam})["contaminated"].count == 0
+
+
+def test_one_question_in_several_rows_and_evaluations_is_one(found: Found) -> None:
+    rows = [asked(sentence(1)), asked(sentence(2)), asked(sentence(3))]
+    twice = {"exact": [asked(sentence(1))], "judged": [asked(sentence(1))]}
+    assert [found_[0] for found_ in found(rows, twice)["contaminated"].examples] == [0]
+    answers = {"exam": [asked(sentence(2), answer="yes"), asked(sentence(2), answer="of course")]}
+    assert [found_[0] for found_ in found(rows, answers)["contaminated"].examples] == [1]
+    held = found(rows, {"exam": [asked(sentence(3))]}, held_out=[asked(sentence(3))])["contaminated"]
+    assert [found_[0] for found_ in held.examples] == [2]
+
+
+def test_only_rows_that_are_asked_count(pantry: Pantry, tmp_path: Path) -> None:
+    recipe = recipe_of(
+        write_jsonl(tmp_path / "rows.jsonl", [asked(sentence(seed)) for seed in (1, 2, 3)]), max_length=4096
+    )
+    unanswered = {"messages": [{"role": "user", "content": " ".join(sentence(1))}]}
+    exam = write_jsonl(tmp_path / "exam.jsonl", [unanswered, asked(sentence(2)), asked(sentence(3))])
+    prepared, _ = pantry.prepare(recipe)
+    evaluation = EvaluationConfig(name="exam", dataset=str(exam), samples=1)
+    rows = evaluation_rows(evaluation, SourceDatasets(), True)
+    finding = inspect(prepared, [rows], make_renderer(recipe, BASE).renderer, pantry.content)["contaminated"]
+    assert [found_[0] for found_ in finding.examples] == [1]
 
 
 def test_without_evaluations_none_is_said_to_be_clean(found: Found) -> None:
@@ -264,9 +336,25 @@ def test_a_prompt_that_begins_the_answer_is_drift(found: Found, tmp_path: Path) 
     assert [row_id for row_id, *_ in finding["template_drift"].examples] == [0]
 
 
-def test_raw_text_and_pairs_are_asked_as_they_are_learned(found: Found) -> None:
+def test_raw_text_and_pairs_are_asked_as_they_are_learned(found: Found, pantry: Pantry, tmp_path: Path) -> None:
     finding = found([{"prompt": "Q", "completion": "A"}], chat_template="none")["template_drift"]
     assert (finding.count, finding.of) == (0, 0)
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "A", "rejected": "B"}] * 2)
+    recipe = bind(
+        PreferenceRecipe,
+        {"model": "embedded:tiny", "dataset": str(path), "held_out": "0"},
+        RecipeDefinition(name="p"),
+    )
+    prepared, _ = pantry.prepare(recipe)  # type: ignore[arg-type]
+    findings = inspect(prepared, [], make_renderer(recipe, BASE).renderer, pantry.content)
+    assert [(each.count, each.of) for each in findings.values()] == [(0, 2), (0, 0), (0, 0)]
+
+
+def test_what_is_not_learned_does_not_drift(found: Found, tmp_path: Path) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(THINKING)
+    fields = {"chat_template": str(template), "train_on": "all_user_and_system_messages"}
+    assert found([chat("Q", "A")], **fields)["template_drift"].of == 0
 
 
 # As a whole

@@ -6,7 +6,17 @@ import random
 import numpy
 import pytest
 
-from kitchen_resources.formulas.similarity import BANDS, PERMUTATIONS, band, jaccard, runs, signature, words
+from kitchen_resources.formulas.similarity import (
+    BANDS,
+    PERMUTATIONS,
+    band,
+    is_unspaced,
+    jaccard,
+    plain,
+    runs,
+    signature,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,10 +29,44 @@ from kitchen_resources.formulas.similarity import BANDS, PERMUTATIONS, band, jac
         ("\ufb01ne \uff21\uff42\uff43", ["fine", "abc"]),
         ("e\u0301te\u0301 \u00e9t\u00e9", ["été", "été"]),
         ("東京は大きい city", ["東", "京", "は", "大", "き", "い", "city"]),
+        ("city東京", ["city", "東", "京"]),
+        # Hindi: vowel signs are part of a word. Thai: a letter with its marks.
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u0940",
+            ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u0915\u0940"],
+        ),
+        ("\u0e17\u0e35\u0e48", ["\u0e17\u0e35\u0e48"]),
     ],
 )
 def test_words_are_those_that_a_reader_would_compare(text: str, found: list[str]) -> None:
     assert words(text) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 12 + 7?", "what is  12 + 7", True),
+        ("What is 12 + 7?", "What is 12 - 7?", False),
+        ("What is C#?", "What is C++?", False),
+        ("\u0915\u0940", "\u0915\u093e", False),
+        ("Caf\u00e9!", "Cafe\u0301", True),
+        ("東京は。", "東京は", True),
+    ],
+)
+def test_plain_texts_keep_their_signs(one: str, other: str, same: bool) -> None:
+    assert (plain(one) == plain(other)) == same
+
+
+def test_a_text_is_unspaced_by_most_of_its_words() -> None:
+    assert is_unspaced(words("東京は大きい city"))
+    assert not is_unspaced(words("the city of 東京 is very large"))
+    assert not is_unspaced([])
+
+
+def test_long_texts_are_signed_in_parts() -> None:
+    shingles = runs([str(number) for number in range(10_000)], 1)
+    parts = [signature(shingles[at : at + 100]) for at in range(0, 10_000, 100)]
+    assert (signature(shingles) == numpy.stack(parts).min(axis=0)).all()
 
 
 def test_runs_are_of_that_many_words_in_their_order() -> None:

@@ -189,3 +189,46 @@ def test_a_port_of_ones_own_is_given_in_python_too(folder: Folder) -> None:
     assert kitchen.run("mine", resources={**resources, "crm": Directory()}, location=location).epochs
     with pytest.raises(ConfigError, match="there is no resource 'crm'"):
         kitchen.validate("other", resources={**resources, "crm": Directory()}, location=location)
+
+
+class Signed(dg.ConfigurableIOManager):
+    """Keeps what steps hand on, with a port of the location's."""
+
+    directory: dg.ResourceDependency[DirectoryResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        raise AssertionError(obj)
+
+    def load_input(self, context: dg.InputContext) -> object:
+        raise AssertionError
+
+
+def test_resources_may_need_resources_in_every_job(folder: Folder) -> None:
+    directory = DirectoryResource(suffix="!")
+    location = Kitchen(
+        folder(mine=f"{RECIPE}optional_ports: [directory]\n", other=RECIPE),
+        {"directory": directory, "io_manager": Signed(directory=directory), **old_style()},
+    )
+    jobs = {job.name: job for job in location.definitions().get_repository_def().get_all_jobs()}
+    for name in ("mine", "other", "other_promote", "other_evaluate_checkpoint", "storage_cleanup", "hub_push"):
+        assert {"directory", "io_manager", "blobs"} <= jobs[name].resource_defs.keys()
+        assert ("other" in jobs[name].resource_defs) == name.startswith("other")
+        jobs[name].validate_resource_requirements_satisfied()
+
+
+def old_style() -> dict[str, Any]:
+    """A store whose function asks for another resource, as Dagster's first resources did."""
+
+    @dg.resource(required_resource_keys={"directory"})
+    def blobs(context: dg.InitResourceContext) -> MemoryBlobs:
+        return MemoryBlobs()
+
+    return {"blobs": blobs}
+
+
+@pytest.mark.parametrize("name", kitchen.recipes())
+def test_every_built_in_recipe_keeps_its_own_limits(name: str) -> None:
+    """Of defective rows: on rows that it trains on, without a backend."""
+    resources = {**kitchen.noop(), "datasets": {"source": {"sources": {}}}}
+    config = {"epochs": 1, **({} if name == "reinforcement" else {"max_rows": 500, "model": "embedded:tiny"})}
+    assert kitchen.run(name, config, resources).epochs == 1

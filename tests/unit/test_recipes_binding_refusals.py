@@ -11,7 +11,7 @@ from recipe_cases import launch, recipe
 from kitchen_assets.execution import KitchenFailure, refuse_environment
 from kitchen_assets.kitchen import Kitchen
 from kitchen_resources.errors import ConfigError
-from kitchen_resources.recipes.binding import bind
+from kitchen_resources.recipes.binding import bind, rebind
 from kitchen_resources.recipes.blocks import EvaluationConfig, LoraConfig
 from kitchen_resources.recipes.recipe import RecipeDefinition
 from kitchen_resources.recipes.supervised import SupervisedRecipe
@@ -146,6 +146,13 @@ def test_a_recipe_class_must_say_what_each_field_moves() -> None:
         "Careless.extra: doesn't say what it moves\n"
         '  fix: extra: … = recipe_field(default, "what it is", moves="weights")'
     )
+
+    class Named(Careless):
+        definition = RecipeDefinition(name="mine")
+
+    # One that was made by hand, as if it were bound.
+    with pytest.raises(ConfigError, match="extra: doesn't say what it moves"):
+        rebind(Named(), name="mine")
 
 
 # What launch config must not do.

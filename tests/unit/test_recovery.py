@@ -208,8 +208,11 @@ def test_a_run_with_more_payload_than_its_recipe_keeps_is_named_by_its_newest_ch
 
 @pytest.fixture
 def location() -> dg.RepositoryDefinition:
-    recipe = bind(SupervisedRecipe, {"model": "m", "dataset": "d"}, RecipeDefinition(name="supervised"))
-    return Kitchen(recipes={"supervised": recipe}).definitions().get_repository_def()
+    recipes = {
+        name: bind(SupervisedRecipe, {"model": "m", "dataset": "d"}, RecipeDefinition(name=name))
+        for name in ("supervised", "other")
+    }
+    return Kitchen(recipes=recipes).definitions().get_repository_def()
 
 
 @pytest.fixture
@@ -318,11 +321,14 @@ def test_a_part_of_a_job_and_materialize_are_asked_for_as_such(
         job,
         status=dg.DagsterRunStatus.FAILURE,
         asset_selection=frozenset(keys),
+        # As the Launchpad of Materialize writes it out: with every recipe of the location.
+        run_config={"resources": {name: {"config": {"epochs": 7}} for name in ("supervised", "other")}},
         tags={"kitchen/recipe": "supervised", "kitchen/worker": "{}"},
     )
     assert run.job_name == "__ASSET_JOB"
     (request,) = look()
     assert (request.job_name, set(request.asset_selection or [])) == ("supervised", keys)
+    assert request.run_config == {"resources": {"supervised": {"config": {"epochs": 7}}}}
 
 
 def test_a_lost_run_is_marked_failed_and_one_that_lives_is_not(

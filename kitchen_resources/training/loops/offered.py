@@ -8,6 +8,7 @@ from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.rules import Problem
+from kitchen_resources.training.loops.stages import replaceable
 from kitchen_resources.training.own_code import find
 
 
@@ -21,14 +22,16 @@ def check_loops(recipe: Recipe) -> list[Problem]:
     if recipe.definition.loss:
         find(recipe.definition.loss, "loss")
     stages = recipe.definition.batch_stages
+    known = replaceable(recipe)
     for stage, reference in stages.items():
-        find(reference, f"batch_stages.{stage}")
+        if stage in known:
+            find(reference, f"batch_stages.{stage}")
+        else:
+            problems.append((f"batch_stages.{stage}", "is no stage of this loop", f"one of {', '.join(known)}"))
     if recipe.definition.loss and "forward_backward" in stages:
         problems.append(
             ("loss", "is read by the forward_backward that batch_stages replaces", "remove one of the two")
         )
-    if isinstance(recipe, DistillationRecipe) and recipe.mode == "on_policy" and "get_batch" in stages:
-        problems.append(("batch_stages.get_batch", "is what the student answers, in mode on_policy", "remove it"))
     for name in recipe.trainer_args:
         problems.append(
             (f"trainer_args.{name}", "is an argument of TRL, which this backend doesn't use", "remove it")

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.training.loops.data import completion, trained_tokens
 from kitchen_resources.training.loops.frame import Batch, Epoch, Row, StepDone, optim_step, step_done
@@ -39,6 +40,12 @@ def forward_backward(epoch: Epoch, batch: Batch, data: Sequence[Datum]) -> "Futu
     recipe = epoch.recipe
     assert isinstance(recipe, PreferenceRecipe)
     reference = _reference(epoch)
+    if len(data) != 2 * len(batch.rows):
+        raise ConfigError(
+            f"{len(data)} data for {len(batch.rows)} pairs: each pair is two, the chosen answer first",
+            where="batch_stages.get_batch",
+            fix="return both answers of every row of the batch",
+        )
     loss = dpo_loss([reference[row["row_id"]] for row in batch.rows], beta=recipe.beta)
     return epoch.client.forward_backward_custom(data, loss)
 

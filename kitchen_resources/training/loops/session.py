@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from kitchen_resources.training.attempt import EpochAttempt, SavedState
 from kitchen_resources.training.ledger import RowPlan
 from kitchen_resources.training.loops import distillation, preference, reinforcement, supervised
 from kitchen_resources.training.loops.frame import Batch, Clients, Epoch, StepDone
-from kitchen_resources.training.plan import learning_rate_at, planned_rows
+from kitchen_resources.training.plan import planned_rows
 from kitchen_resources.training.port import (
     TRANSCRIPT,
+    AdamParams,
     EpochResult,
     LocalCheckpoint,
     StepMetrics,
@@ -113,11 +115,12 @@ class LoopSession:
         lines: list[Mapping[str, Any]] = []
         saved_at = started = time.monotonic()
         loop = LOOPS[job.recipe.method]
-        for done in loop.train(Epoch(job, epoch, client, self._clients, batches, self._lives)):
+        noted = _RateNoted(client)
+        for done in loop.train(Epoch(job, epoch, noted, self._clients, batches, self._lives)):
             seconds, started = time.monotonic() - started, time.monotonic()
-            self._require_finite(done, epoch)
+            self._require_finite(done, epoch, noted.rate)
             lines += done.lines
-            attempt.step(self._metrics(done, epoch, seconds), done.batch.row_ids())
+            attempt.step(self._metrics(done, epoch, seconds, noted.rate), done.batch.row_ids())
             last = done.batch.step == plan.last_step(epoch)
             if last or self._is_due(done.batch.step, saved_at) or attempt.stopping():
                 attempt.save(_saved(client, folder / f"state-{done.batch.step}", lines))
@@ -136,12 +139,11 @@ class LoopSession:
             return True
         return minutes is not None and time.monotonic() - saved_at >= 60 * minutes
 
-    def _require_finite(self, done: StepDone, epoch: int) -> None:
+    def _require_finite(self, done: StepDone, epoch: int, rate: float) -> None:
         if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
             return
         what = "loss" if not math.isfinite(done.loss) else "gradient norm"
         value = done.loss if what == "loss" else done.grad_norm
-        rate = learning_rate_at(self._job.recipe, self._job.plan, done.batch.step)
         rows = done.batch.row_ids()
         shown = ", ".join(map(str, rows[:20])) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
         raise TrainingDiverged(
@@ -150,14 +152,14 @@ class LoopSession:
             fix="lower learning_rate, set max_grad_norm, or look at those rows; nothing of this epoch was published",
         )
 
-    def _metrics(self, done: StepDone, epoch: int, seconds: float) -> StepMetrics:
+    def _metrics(self, done: StepDone, epoch: int, seconds: float, rate: float) -> StepMetrics:
         plan = self._job.plan
         return StepMetrics(
             epoch=epoch,
             global_step=done.batch.step,
             total_steps=plan.total_steps,
             loss=done.loss,
-            learning_rate=learning_rate_at(self._job.recipe, plan, done.batch.step),
+            learning_rate=rate,
             grad_norm=done.grad_norm,
             tokens=done.tokens,
             seconds=seconds,
@@ -165,6 +167,22 @@ class LoopSession:
             device_memory_bytes=self._clients.device_memory(),
             extra=dict(done.extra),
         )
+
+
+class _RateNoted:
+    """A client, and the learning rate of the last step that it was asked for: a stage of one's own may choose another."""
+
+    def __init__(self, client: TrainingClient) -> None:
+        self._client = client
+        self.rate = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def optim_step(self, params: AdamParams) -> "Future[Mapping[str, float]]":
+        """See `TrainingClient.optim_step`."""
+        self.rate = params.learning_rate
+        return self._client.optim_step(params)
 
 
 def _saved(client: TrainingClient, folder: Path, lines: list[Mapping[str, Any]]) -> SavedState:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kitchen_resources.errors import ConfigError
+from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.own_code import check_reference, find
 
 SAMPLED = ("forward_backward", "optim_step")
@@ -38,6 +39,12 @@ def check_batch_stages(value: Any, method: str, *, where: Callable[[str], str]) 
             raise ConfigError(f"{reference!r} names no function", where=place, fix=fix)
         check_reference(reference, "batch_stages", where=place)
     return {str(name): str(reference) for name, reference in value.items()}
+
+
+def replaceable(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that a recipe may name others for: none that make the batch where a method samples it."""
+    sampled = recipe.method == "reinforcement" or getattr(recipe, "mode", "") == "on_policy"
+    return SAMPLED if sampled else BATCH_STAGES
 
 
 def batch_stages(named: Mapping[str, str], *own: Callable[..., Any]) -> list[Callable[..., Any]]:
