@@ -6,11 +6,15 @@ from typing import Dict, Literal, Optional, Union
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from kitchen_resources.endpoints import check_endpoint
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.ray.config import RayBackend
+
+TINKER = "https://tinker.thinkingmachines.dev/services/tinker-prod"
+"""The default endpoint of Tinker's SDK."""
 
 
 class TrlBackend(dg.Config):
@@ -105,9 +109,11 @@ class TinkerBackend(dg.Config):
             raise ConfigError(
                 f"there is no role {unknown[0]!r}", where="trainer.backend.tinker.models", fix="teacher or reference"
             )
+        where = "trainer.backend.tinker.base_url"
         return TinkerTrainer(
             self.base_model,
-            base_url=self.base_url,
+            # The key is sent there.
+            base_url=check_endpoint(self.base_url, TINKER, where=where) if self.base_url else None,
             deadline_s=self.request_deadline_s,
             keep_days=self.keep_days,
             models=self.models,

@@ -1,11 +1,14 @@
 """Which endpoints credentials may be sent to."""
 
 import traceback
+from typing import Any
 
 import pytest
 
 from kitchen_resources.endpoints import ALLOWED_ENDPOINTS, check_endpoint
 from kitchen_resources.errors import ConfigError
+from kitchen_resources.training.ray.config import RayBackend
+from kitchen_resources.training.resource import TINKER, TinkerBackend
 
 DEFAULT = "https://huggingface.co"
 
@@ -148,3 +151,26 @@ def test_a_malformed_entry_of_the_list_is_named(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ConfigError) as caught:
         check_endpoint("https://mirror.example.com", DEFAULT)
     assert caught.value.where == ALLOWED_ENDPOINTS
+
+
+@pytest.mark.parametrize(
+    ("backend", "field"),
+    [
+        (TinkerBackend(base_model="m", base_url="https://elsewhere.example"), "trainer.backend.tinker.base_url"),
+        (RayBackend(address="http://elsewhere.example:8265"), "trainer.backend.ray.address"),
+    ],
+)
+def test_the_keys_of_backends_go_to_listed_endpoints_only(
+    backend: Any, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^{field}: http.*elsewhere\.example.* is not an endpoint that credentials"
+    ):
+        backend.adapter()
+    monkeypatch.setenv(ALLOWED_ENDPOINTS, "https://elsewhere.example,http://elsewhere.example:8265")
+    assert backend.adapter().capabilities().backend in ("tinker", "ray")
+
+
+def test_the_default_of_the_tinker_sdk_is_allowed() -> None:
+    assert TinkerBackend(base_model="m", base_url=TINKER).adapter().capabilities().backend == "tinker"
+    assert TinkerBackend(base_model="m").adapter().capabilities().backend == "tinker"

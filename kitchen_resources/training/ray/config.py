@@ -5,6 +5,7 @@ from typing import Literal, Optional
 import dagster as dg
 from pydantic import Field
 
+from kitchen_resources.endpoints import check_endpoint
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.training.port import Trainer
 
@@ -28,6 +29,6 @@ class RayBackend(dg.Config):
                 raise ConfigError(
                     f"must be at least {least}, got {value}", where=f"trainer.backend.ray.{name}", fix=f"{name}: 1"
                 )
-        return RayTrainer(
-            self.address, processes=self.processes, cpus=self.cpus, gpus=self.gpus, threads=self.threads
-        )
+        # The token is sent there.
+        address = check_endpoint(self.address, "http://127.0.0.1:8265", where="trainer.backend.ray.address")
+        return RayTrainer(address, processes=self.processes, cpus=self.cpus, gpus=self.gpus, threads=self.threads)
