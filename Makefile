@@ -75,7 +75,7 @@ faults: $(SETUP) ## real SIGKILLs of real processes
 
 # Three at a time: much of them is waiting for processes. Tests that share what took long to make stay together.
 # In one go, so that what waits for one thing leaves its time to another.
-full: chromium ## the long tests that make test leaves to make test-all, the browser and the executed docs
+full: chromium $(VENV)/.docs ## the long tests that make test leaves to make test-all, the browser and the executed docs
 	$(PYTEST) --junitxml=$(RESULTS)/full.xml -n 3 --dist loadscope --no-loadscope-reorder -m full \
 	  tests/docs tests/ui tests/workflows tests/faults tests/unit tests/contract
 	$(PY) docs/generate.py --check
@@ -126,7 +126,12 @@ chromium: $(VENV)/.browser
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  { echo "chromium is needed: apt-get install chromium"; exit 1; }
 
-docs: $(SETUP) ## every command of the README, run in a copy of the project
+$(VENV)/.docs: $(SETUP)
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,docs]"
+	@touch $@
+
+docs: $(VENV)/.docs ## the site of docs/ in build/site; every command of the README and of the pages, run
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 	$(PYTEST) --junitxml=$(RESULTS)/docs.xml tests/docs
 	$(PY) docs/generate.py --check
 
