@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,17 +290,27 @@ def own_server(tmp_path: Path, base: Path) -> Iterator[SkyRL]:
         yield running
 
 
-def _at_step(bench: Bench, step: int, do: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a step was reported, beside the run."""
+@contextmanager
+def _at_step(bench: Bench, step: int, do: Callable[[], None]) -> Iterator[None]:
+    """Do something as soon as a step was reported, beside the run of the context, which must get as far."""
+    over, done = threading.Event(), threading.Event()
 
     def watch() -> None:
-        while not (bench.folder / "events.jsonl").is_file() or step not in bench.losses():
+        while not over.is_set():
+            if (bench.folder / "events.jsonl").is_file() and step in bench.losses():
+                done.set()
+                do()
+                return
             time.sleep(0.02)
-        do()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        assert done.is_set(), f"the run ended before step {step}"
 
 
 def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, own_server: SkyRL, base: Path) -> None:
@@ -310,9 +320,8 @@ def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, own_serv
         own_server.kill()
         own_server.start()
 
-    thread = _at_step(bench, 3, restart)
-    result = bench.run({"checkpoint_steps": 2, "epochs": 3}, request_deadline_s=40.0)
-    thread.join()
+    with _at_step(bench, 3, restart):
+        result = bench.run({"checkpoint_steps": 2, "epochs": 3}, request_deadline_s=40.0)
     assert sorted(entry.step for entry in bench.head().entries()) == [2, 4, 6, 8, 10, 12]
     assert result.evaluation is not None
     losses = bench.losses()
@@ -323,10 +332,9 @@ def test_a_server_that_stays_away_ends_the_run_with_an_error_that_can_be_mended(
     tmp_path: Path, own_server: SkyRL, base: Path
 ) -> None:
     bench = Bench(tmp_path, own_server, base)
-    thread = _at_step(bench, 5, own_server.kill)
-    with pytest.raises(BackendError) as told:
-        bench.run(request_deadline_s=4.0)
-    thread.join()
+    # Long enough for a busy machine to answer, and not for a server that is gone.
+    with _at_step(bench, 5, own_server.kill), pytest.raises(BackendError) as told:
+        bench.run(request_deadline_s=20.0)
     assert told.value.mendable
     assert [entry.step for entry in bench.head().entries()] == [4]
     own_server.start()
