@@ -334,7 +334,7 @@ def test_a_server_that_stays_away_ends_the_run_with_an_error_that_can_be_mended(
     bench = Bench(tmp_path, own_server, base)
     # Long enough for a busy machine to answer, and not for a server that is gone.
     with _at_step(bench, 5, own_server.kill), pytest.raises(BackendError) as told:
-        bench.run(request_deadline_s=20.0)
+        bench.run(request_deadline_s=30.0)
     assert told.value.mendable
     assert [entry.step for entry in bench.head().entries()] == [4]
     own_server.start()
