@@ -53,8 +53,10 @@ class SpansHandler:
         )
         self._provider.add_span_processor(SimpleSpanProcessor(cast(Any, self._exporter)))
         self._tracer = self._provider.get_tracer("crucible-kitchen")
-        self._stages: list[tuple[str, str, int]] = []
-        """Run, stage and number of the span of each stage that is going on here, the innermost last."""
+        self._stages: list[tuple[str, str, int, float]] = []
+        """Run, stage, number of the span and beginning of each stage that is going on here, the innermost last."""
+        self._runs: dict[str, float] = {}
+        """Beginning of each run that began here."""
         self._errors: dict[tuple[str, str], str] = {}
         """By run and stage, and by run and "" for the run."""
 
@@ -65,37 +67,53 @@ class SpansHandler:
             ConnectionError: The collector takes no spans.
         """
         about = event.metadata
-        if event.name == "stage.run.start":
-            self._stages.append((about["run"], about["stage"], self._numbers.new()))
+        if event.name == "workflow.run.start":
+            self._runs[about["run"]] = event.time
+        elif event.name == "stage.run.start":
+            self._stages.append((about["run"], about["stage"], self._numbers.new(), event.time))
         elif event.name.endswith(".run.exception"):
             self._errors[about["run"], about.get("stage", "")] = str(about["error"])
         elif event.name == "stage.run.stop":
             error = self._errors.pop((about["run"], about["stage"]), "")
-            number, parent = self._stage_over(about["run"], about["stage"]), _run_number(about["run"])
-            self._span(event, f"stage {about['stage']}", about["run"], number=number, parent=parent, error=error)
+            number, began = self._stage_over(about["run"], about["stage"])
+            above = _run_number(about["run"])
+            name = f"stage {about['stage']}"
+            self._span(event, name, about["run"], number=number, parent=above, error=error, began=began)
         elif event.name == "workflow.run.stop":
             error = self._errors.pop((about["run"], ""), "")
-            number = _run_number(about["run"])
-            self._span(event, f"run {about['recipe']}", about["run"], number=number, parent=None, error=error)
+            number, began = _run_number(about["run"]), self._runs.pop(about["run"], None)
+            name = f"run {about['recipe']}"
+            self._span(event, name, about["run"], number=number, parent=None, error=error, began=began)
         elif event.name in ("training.epoch", "training.checkpoint") and self._stages:
-            run, _, parent = self._stages[-1]
+            run, _, parent, _ = self._stages[-1]
             self._span(event, event.name.rpartition(".")[2], run, parent=parent)
 
     def close(self) -> None:
         """See `Handler.close`."""
         self._provider.shutdown()
 
-    def _stage_over(self, run: str, stage: str) -> int:
-        """Number of the span of a stage that is over."""
+    def _stage_over(self, run: str, stage: str) -> tuple[int, float | None]:
+        """Number of the span of a stage that is over, and when it began where that was seen."""
         for place in reversed(range(len(self._stages))):
             if self._stages[place][:2] == (run, stage):
-                return self._stages.pop(place)[2]
-        return self._numbers.new()
+                return self._stages.pop(place)[2:]
+        return self._numbers.new(), None
 
     def _span(
-        self, event: Event, name: str, run: str, *, parent: int | None, number: int | None = None, error: str = ""
+        self,
+        event: Event,
+        name: str,
+        run: str,
+        *,
+        parent: int | None,
+        number: int | None = None,
+        error: str = "",
+        began: float | None = None,
     ) -> None:
-        """A span that is over now."""
+        """A span that is over now. Of one whose beginning was told elsewhere, by how long it took.
+
+        By one clock where that can be, so that what lies in a span begins no earlier than it.
+        """
         from opentelemetry import trace as api
 
         trace = _trace_number(run)
@@ -106,12 +124,14 @@ class SpansHandler:
             above = api.SpanContext(trace, parent, is_remote=True, trace_flags=flags)
             context = api.set_span_in_context(api.NonRecordingSpan(above))
         ended = round(event.time * _NS)
-        seconds = event.measurements.get("duration_s", 0.0)
+        started = ended - round(event.measurements.get("duration_s", 0.0) * _NS)
+        if began is not None:
+            started = min(round(began * _NS), ended)
         values = {**event.metadata, **event.measurements}
         span = self._tracer.start_span(
             name,
             context=context,
-            start_time=ended - round(seconds * _NS),
+            start_time=started,
             attributes={
                 f"kitchen.{key}": value if isinstance(value, (int, float)) else str(value)
                 for key, value in values.items()
