@@ -18,6 +18,7 @@ from kitchen_resources.registry.store import StoreRegistry
 
 pytestmark = pytest.mark.full
 
+_SERVED_S = 300
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parents[1]
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<marks>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -172,7 +173,9 @@ def _serve(command: list[str], folder: Path) -> None:
         request = urllib.request.Request(
             "http://127.0.0.1:3000/graphql", data=query, headers={"Content-Type": "application/json"}
         )
-        for _ in range(600):
+        # Two code locations are loaded, beside whole training runs of other tests.
+        until = time.monotonic() + _SERVED_S
+        while time.monotonic() < until:
             try:
                 with urllib.request.urlopen(request, timeout=5) as answer:
                     text = answer.read().decode()
@@ -181,8 +184,8 @@ def _serve(command: list[str], folder: Path) -> None:
             except OSError:
                 pass
             assert process.poll() is None
-            time.sleep(0.1)
-        pytest.fail("the UI did not come up")
+            time.sleep(0.5)
+        pytest.fail(f"the UI did not come up in {_SERVED_S} s")
     finally:
         os.killpg(process.pid, signal.SIGINT)
         try:
