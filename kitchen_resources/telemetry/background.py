@@ -5,7 +5,7 @@ import threading
 
 from kitchen_resources.telemetry.port import Event, Handler
 
-_END_S = 10.0
+_END_S = 30.0
 
 
 class Behind(RuntimeError):
