@@ -62,10 +62,10 @@ class MlflowHandler:
         elif event.name in _PREFIXES:
             tags = {"kitchen.fingerprint": about["fingerprint"]}
         if tags:
-            self._log(self._run(recipe, run), event, tags)
+            self._log(self._run(recipe, run, event), event, tags)
         if event.name == "workflow.run.stop":
             status = "FINISHED" if about["success"] else "FAILED"
-            told = {"run_id": self._run(recipe, run), "status": status, "end_time": _stamp(event)}
+            told = {"run_id": self._run(recipe, run, event), "status": status, "end_time": _stamp(event)}
             self._server.post("runs/update", told)
 
     def close(self) -> None:
@@ -83,8 +83,8 @@ class MlflowHandler:
         named = [{"key": name, "value": str(value)[:5000]} for name, value in tags.items()]
         self._server.post("runs/log-batch", {"run_id": run_id, "metrics": metrics, "tags": named})
 
-    def _run(self, recipe: str, run: str) -> str:
-        """The MLflow run, made once for a Dagster run and recipe."""
+    def _run(self, recipe: str, run: str, event: Event) -> str:
+        """The MLflow run, made once for a Dagster run and recipe, when its first event comes."""
         if (recipe, run) not in self._runs:
             experiment = self._experiment_id()
             tags = {"kitchen.run": run, "kitchen.recipe": recipe}
@@ -95,6 +95,8 @@ class MlflowHandler:
                 made = {
                     "experiment_id": experiment,
                     "run_name": f"{recipe} {run[:8]}",
+                    # Without it a run began in 1970, and the UI lists runs in any order.
+                    "start_time": _stamp(event),
                     "tags": [{"key": name, "value": value} for name, value in tags.items()],
                 }
                 found = [self._server.post("runs/create", made)["run"]]

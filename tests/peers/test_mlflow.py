@@ -60,7 +60,9 @@ class Tracking:
     def runs(self, experiment: str) -> list[dict[str, Any]]:
         """Status, tags and last metrics of an experiment's runs, the oldest first."""
         found = self.ask(f"experiments/get-by-name?experiment_name={experiment}")["experiment"]["experiment_id"]
-        runs = self.ask("runs/search", {"experiment_ids": [found], "order_by": ["start_time ASC"]}).get("runs", [])
+        runs = self.ask("runs/search", {"experiment_ids": [found]}).get("runs", [])
+        assert all(int(run["info"]["start_time"]) > 1_700_000_000_000 for run in runs)
+        runs.sort(key=lambda run: int(run["info"]["start_time"]))
         return [
             {
                 "id": run["info"]["run_id"],
