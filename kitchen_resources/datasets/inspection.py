@@ -119,8 +119,7 @@ class _Inspection:
         asked_later = Evaluations(chain(self._own_held_out(), *(each.rows for each in evaluations)))
         for row in _rows(self._train, ["row_id", "where", "example", *self._token_column()]):
             example = json.loads(row["example"])
-            asked, answered = texts_of(example)
-            self._compare(row["example"], example)
+            asked, answered = self._compare(row["example"], example)
             if asked_later:
                 contaminated.of += 1
                 if said := asked_later.find(asked, answered):
@@ -133,11 +132,16 @@ class _Inspection:
             self._compare(row["example"], json.loads(row["example"]))
         return {each.kind: each for each in (self._near_duplicates(), contaminated, drift)}
 
-    def _compare(self, text: str, example: dict[str, Any]) -> None:
-        """Look at a row for near duplicates; not at a problem, which may begin with the same words as all others."""
+    def _compare(self, text: str, example: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Look at a row for near duplicates; not at a problem, which may begin with the same words as all others.
+
+        Returns:
+            What it asks and what it answers; see `texts.texts_of`.
+        """
         self._alike += "problem" not in example
         asked, answered = texts_of(example)
         self._near.add(text, [] if "problem" in example else words(" ".join((*asked, *answered))))
+        return asked, answered
 
     def _own_held_out(self) -> Iterator[EvaluationRow]:
         """The rows of a held-out data set of its own, as an evaluation; none of a share of the same data."""

@@ -33,7 +33,7 @@ def words(text: str) -> list[str]:
     """The words of a text, without case, punctuation and ways to write one letter.
 
     Args:
-        text: Any text; letters of Chinese, Japanese, Thai, Lao and Khmer are words by themselves.
+        text: Any text; letters of Chinese, Japanese, Thai, Lao, Khmer and Burmese are words by themselves.
     """
     found: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return found

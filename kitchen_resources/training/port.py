@@ -32,7 +32,7 @@ class Capabilities:
         step_checkpoints: Methods in which a checkpoint inside an epoch resumes as exactly as one at its end, where an
             epoch is a pass over the rows.
         fractional_weights: Whether tokens may weigh other than 0 and 1 in the loss.
-        custom_loss: Whether it trains by a loss of one's own, and by stages of one's own in a step.
+        own_code: Whether it trains by a loss of one's own, and by stages of one's own in a step.
         lora: Whether it trains an adapter.
         full: Whether it trains the whole model.
         quantization: Bit widths it loads a frozen base in.
@@ -45,7 +45,7 @@ class Capabilities:
     resume: Literal["exact", "state", "none"]
     step_checkpoints: frozenset[str] = frozenset()
     fractional_weights: bool = False
-    custom_loss: bool = False
+    own_code: bool = False
     lora: bool = True
     full: bool = True
     quantization: frozenset[str] = frozenset({"none"})

@@ -185,13 +185,13 @@ def require_capable(recipe: Recipe, capabilities: Capabilities) -> None:
             fix="remove checkpoint_steps and checkpoint_minutes"
             + ("; shorter epochs are saved as often" if sampled else ""),
         )
-    if recipe.definition.loss and not capabilities.custom_loss:
+    if recipe.definition.loss and not capabilities.own_code:
         raise CapabilityError(
             f"can't train by a loss of one's own, as loss: {recipe.definition.loss} asks",
             where=backend,
             fix="choose backend local or tinker, or remove loss",
         )
-    if recipe.definition.batch_stages and not capabilities.custom_loss:
+    if recipe.definition.batch_stages and not capabilities.own_code:
         raise CapabilityError(
             f"runs no stages of one's own in a step, as batch_stages asks: {', '.join(recipe.definition.batch_stages)}",
             where=backend,

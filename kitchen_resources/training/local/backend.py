@@ -29,7 +29,7 @@ class LocalTrainer:
             methods=frozenset({"supervised", "preference", "reinforcement", "distillation"}),
             resume="exact",
             step_checkpoints=frozenset({"supervised", "preference", "distillation"}),
-            custom_loss=True,
+            own_code=True,
             quantization=frozenset({"none", "8bit", "4bit"}),
         )
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.preference import PreferenceRecipe
-from kitchen_resources.training.loops.data import completion, trained_tokens
-from kitchen_resources.training.loops.frame import Batch, Epoch, Row, StepDone, optim_step, step_done
-from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.loops.batches import train_batches
+from kitchen_resources.training.loops.data import completion
+from kitchen_resources.training.loops.frame import Batch, Epoch, Row, StepDone
 from kitchen_resources.training.port import CustomLoss, Datum, ForwardBackwardResult, ModelInput, TrainingJob
 
 ALGORITHM_VERSION = 1
@@ -21,13 +21,7 @@ Pair = tuple[float, float]
 
 def train(epoch: Epoch) -> Iterator[StepDone]:
     """Train an epoch, one optimiser step at a time."""
-    named = epoch.recipe.definition.batch_stages
-    data_of, gradients_of, move = batch_stages(named, get_batch, forward_backward, optim_step)
-    for batch in epoch.batches:
-        data = data_of(epoch, batch)
-        gradients = gradients_of(epoch, batch, data)
-        moved = move(epoch, batch)
-        yield step_done(batch, gradients.result(), moved.result(), tokens=trained_tokens(data))
+    return train_batches(epoch, get_batch, forward_backward)
 
 
 def get_batch(epoch: Epoch, batch: Batch) -> list[Datum]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from kitchen_resources.training.loops.data import labelled, per_token, trained_tokens
-from kitchen_resources.training.loops.frame import Batch, Epoch, StepDone, optim_step, step_done
-from kitchen_resources.training.loops.stages import batch_stages
+from kitchen_resources.training.loops.batches import train_batches
+from kitchen_resources.training.loops.data import labelled, per_token
+from kitchen_resources.training.loops.frame import Batch, Epoch, StepDone
 from kitchen_resources.training.own_code import find
 from kitchen_resources.training.port import Datum, ForwardBackwardResult
 
@@ -15,13 +15,7 @@ ALGORITHM_VERSION = 1
 
 def train(epoch: Epoch) -> Iterator[StepDone]:
     """Train an epoch, one optimiser step at a time; by the recipe's own loss where it names one."""
-    named = epoch.recipe.definition.batch_stages
-    data_of, gradients_of, move = batch_stages(named, get_batch, forward_backward, optim_step)
-    for batch in epoch.batches:
-        data = data_of(epoch, batch)
-        gradients = gradients_of(epoch, batch, data)
-        moved = move(epoch, batch)
-        yield step_done(batch, gradients.result(), moved.result(), tokens=trained_tokens(data))
+    return train_batches(epoch, get_batch, forward_backward)
 
 
 def get_batch(epoch: Epoch, batch: Batch) -> list[Datum]:

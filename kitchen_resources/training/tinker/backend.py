@@ -60,7 +60,7 @@ class TinkerTrainer:
             methods=frozenset({"supervised", "preference", "reinforcement", "distillation"}),
             resume="state",
             step_checkpoints=frozenset({"supervised", "preference", "distillation"}),
-            custom_loss=True,
+            own_code=True,
             full=False,
         )
 
