@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -21,8 +20,7 @@ import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from kitchen_resources.recipes.files import load_recipe, load_recipes
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import check_values
 from tests.contract import test_dataset_store
+from tests.docs.serving import started
 from tests.docs.test_readme import ROOT, VENV, Block, blocks
 from tests.pages import DOCS
 
@@ -305,7 +304,7 @@ def serve(command: list[str], kit: Kit, folder: Path) -> None:
     if "-p" in command:
         # Other tests serve on the page's port.
         command[command.index("-p") + 1] = str(port)
-    with started(command, kit, folder) as process:
+    with started(command, folder, kit.environment()) as process:
         for _ in range(_START_S * 2):
             assert process.poll() is None
             if is_there(command, port, kit, folder):
@@ -343,27 +342,6 @@ def graphql(port: int, query: str) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=30) as answer:
         data: dict[str, Any] = json.loads(answer.read())["data"]
     return data
-
-
-@contextmanager
-def started(command: list[str], kit: Kit, folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=kit.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.registry.store import StoreRegistry
+from tests.docs.serving import started
 
 pytestmark = pytest.mark.full
 
@@ -159,16 +159,7 @@ def test_a_model_that_does_not_learn_fails_the_demo(checkout: Path) -> None:
 
 def _serve(command: list[str], folder: Path) -> None:
     """Start the UI, see that it serves the location, and stop it with all its processes."""
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=_environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_default_signals,
-    )
-    try:
+    with started(command, folder, _environment(folder)) as process:
         query = b'{"query": "{repositoriesOrError{... on RepositoryConnection{nodes{jobs{name}}}}}"}'
         request = urllib.request.Request(
             "http://127.0.0.1:3000/graphql", data=query, headers={"Content-Type": "application/json"}
@@ -186,14 +177,3 @@ def _serve(command: list[str], folder: Path) -> None:
             assert process.poll() is None
             time.sleep(0.5)
         pytest.fail(f"the UI did not come up in {_SERVED_S} s")
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
