@@ -10,7 +10,7 @@ from kitchen_assets.context import StageContext
 from kitchen_assets.tables import markdown_table
 from kitchen_assets.tags import REFUSED
 from kitchen_resources.datasets.prepare import RawSplits
-from kitchen_resources.datasets.report import ALL_KINDS, RowReport
+from kitchen_resources.datasets.report import ALL_KINDS, Finding, RowReport
 from kitchen_resources.datasets.schemas import column_schema
 from kitchen_resources.digests import digest_json
 from kitchen_resources.errors import DataError
@@ -118,13 +118,19 @@ def _outcome(kind: str, report: RowReport, exceeded: dict[str, str]) -> CheckOut
     return CheckOutcome(
         name=f"rows_{kind}",
         passed=kind not in exceeded,
-        description=exceeded.get(kind, f"{finding.count} of {finding.of} rows: {ALL_KINDS[kind]}"),
+        description=exceeded.get(kind) or f"{_found(finding)}: {ALL_KINDS[kind]}",
         metadata={
             "rows": finding.count,
-            "share": finding.share,
+            # Not of nothing: what wasn't looked at isn't zero.
+            **({"share": finding.share} if finding.of else {}),
             "examples": dg.MetadataValue.md(markdown_table(examples) if examples else "none"),
         },
     )
+
+
+def _found(finding: Finding) -> str:
+    """How many rows of how many."""
+    return f"{finding.count} of {finding.of} rows" if finding.of else "nothing to look at"
 
 
 def _schema(shape: str) -> dg.TableSchema:
@@ -144,7 +150,12 @@ def _lengths(report: RowReport) -> str:
 
 def _report(report: RowReport) -> str:
     rows = [
-        {"finding": kind, "rows": finding.count, "share": f"{finding.share:.2%}", "what": ALL_KINDS[kind]}
+        {
+            "finding": kind,
+            "rows": _found(finding),
+            "share": f"{finding.share:.2%}" if finding.of else "",
+            "what": ALL_KINDS[kind],
+        }
         for kind, finding in report.findings.items()
     ]
     return markdown_table(rows)

@@ -109,6 +109,11 @@ def test_training_starts_after_the_data_checks_and_never_when_one_failed(
     # Of the data before training, and one of what training received after it.
     assert len(checks) == len(ALL_KINDS) + 1
     assert checks[-2] < first_training < checks[-1]
+    found = [events[place].event_log_entry.asset_check_evaluation for place in checks[:-1]]
+    said = {check.check_name: check.description for check in found if check is not None}
+    assert said["rows_invalid"] == f"0 of {SMALL['max_rows']} rows: wrong type, role or shape; not trained on"
+    # Nothing is evaluated here but a share of the same rows: none of them was compared.
+    assert said["rows_contaminated"] == f"nothing to look at: {ALL_KINDS['contaminated']}"
 
     bad = write_rows([{"messages": [{"role": "boss", "content": "x"}, {"role": "assistant", "content": "y"}]}] * 4)
     run_id = "0" * 8
