@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.overhead import DEVICE
 from benchmarks.stopwatch import Stopwatch, Watched
 from benchmarks.turns import Turns, turns_of, write_result
 from kitchen_resources.blobs.local import LocalBlobs
@@ -67,7 +68,7 @@ def bound(fields: Mapping[str, Any]) -> Recipe:
 @contextmanager
 def new_process(recipe: Recipe, folder: Path, name: str, *handlers: Handler) -> Iterator[TrainingRun]:
     """A run as a process of its own would go on with it, with further telemetry handlers."""
-    trainer = LiveTrainer(TrlTrainer(device="cpu", threads=1))
+    trainer = LiveTrainer(TrlTrainer(device=DEVICE, threads=1))
     blobs = LocalBlobs(folder / "store")
     with (folder / "console.txt").open("a", encoding="utf-8") as console:
         telemetry = Dispatcher([ConsoleHandler(console), JsonlHandler(folder / "events.jsonl"), *handlers])

@@ -1,6 +1,7 @@
 """What training by the kitchen costs over a plain TRL script: per optimiser step, and between two epochs.
 
     python benchmarks/overhead.py [--rounds 5]      # exits 1 when a bound is exceeded, or the two didn't do the same
+    BENCH_DEVICE=cuda python benchmarks/overhead.py   # the same on a GPU, with a model whose step takes as long there
 
 Two processes train the same model on the same prepared rows with the same arguments, in turns of one step: plain,
 kitchen, plain, kitchen. So whatever else the machine does meets both, and each of the kitchen's steps is compared with
@@ -29,23 +30,39 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.comparison import Measure, Spread, main, measure, paired_ratios, spread, steps_until_within
 from benchmarks.turns import StepTime
 
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
+ON_GPU = DEVICE != "cpu"
+
 ROUNDS = 5
-EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 16, 8
+EPOCHS, STEPS_PER_EPOCH, BATCH_SIZE = 3, 16, 64 if ON_GPU else 8
 EPOCHS_OF_DAGSTER = (2, 12)
-MODEL: Mapping[str, Any] = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 48,
-}
+MODEL: Mapping[str, Any] = (
+    {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    }
+    if ON_GPU
+    else {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 48,
+    }
+)
 RECIPE: Mapping[str, Any] = {
     "held_out": "0",
     "max_length": 128,
     "epochs": EPOCHS,
     "batch_size": BATCH_SIZE,
     "learning_rate": 1.0e-3,
+    "precision": "fp32",
+    "deterministic": ON_GPU,
     "eval_every": 0,
 }
 PLAIN: Mapping[str, Any] = {
@@ -57,6 +74,7 @@ PLAIN: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "seed": 0,
     "data_seed": 0,
+    "full_determinism": ON_GPU,
 }
 SAME_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

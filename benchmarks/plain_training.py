@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.overhead import ON_GPU
 from benchmarks.turns import Turns, turns_of, write_result
 
 
@@ -46,7 +47,8 @@ trainer = SFTTrainer(
     model=given["model"],
     args=SFTConfig(
         output_dir=given["folder"],
-        use_cpu=True,
+        use_cpu=not ON_GPU,
+        model_init_kwargs={"attn_implementation": "eager"} if ON_GPU else None,
         bf16=False,
         activation_checkpointing=False,
         save_strategy="epoch",

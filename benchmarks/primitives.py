@@ -1,6 +1,7 @@
 """What a step by primitives costs, over the same step of SFTTrainer and of a bare torch loop.
 
     python benchmarks/primitives.py [--rounds 5]      # exits 1 when a bound is exceeded, or the sides' losses differ
+    BENCH_DEVICE=cuda python benchmarks/primitives.py   # the same on a GPU
 
 One process trains the same model on the same rows in the same order three ways, a dozen steps each, round after round:
 SFTTrainer as a plain script uses it, the kitchen's own loop on a `local` client, and a loop in torch that does nothing
@@ -18,12 +19,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.comparison import Measure, main, measure
-from benchmarks.overhead import PLAIN, RECIPE, _prepare, _write_model, _write_rows
+from benchmarks.overhead import BATCH_SIZE, DEVICE, ON_GPU, PLAIN, RECIPE, _prepare, _write_model, _write_rows
 
 ROUNDS = 5
 STEPS = 12
 STEADY = 2
 """The first steps of a side, which aren't counted."""
+
+SHARED = {
+    "per_device_train_batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "weight_decay",
+    "seed",
+    "data_seed",
+}
+"""Of the plain script's arguments; nobody's bits are compared here."""
 
 SAME_LOSS = 1.0e-4
 
@@ -98,7 +110,7 @@ def _sft(model: Path, parquet: Path, folder: Path) -> Iterator[tuple[float, floa
         model=str(model),
         args=SFTConfig(
             output_dir=str(folder),
-            use_cpu=True,
+            use_cpu=not ON_GPU,
             bf16=False,
             activation_checkpointing=False,
             save_strategy="no",
@@ -108,7 +120,7 @@ def _sft(model: Path, parquet: Path, folder: Path) -> Iterator[tuple[float, floa
             max_length=None,
             max_steps=STEPS,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **{name: value for name, value in PLAIN.items() if name != "num_train_epochs"},
+            **{name: value for name, value in PLAIN.items() if name in SHARED},
         ),
         train_dataset=Dataset.from_parquet(str(parquet), cache_dir=str(folder / "cache")),
         callbacks=[Watch()],
@@ -143,7 +155,7 @@ def _local(model: Path, parquet: Path) -> Iterator[tuple[float, float]]:
     from kitchen_resources.training.loops.data import labelled, per_token
     from kitchen_resources.training.port import AdamParams
 
-    client = open_client(model, LocalSettings(seed=0, pad_token_id=PAD_ID))
+    client = open_client(model, LocalSettings(seed=0, pad_token_id=PAD_ID, rows_at_a_time=BATCH_SIZE), device=DEVICE)
     before = time.perf_counter()
     for step, rows in enumerate(_batches(parquet)):
         data = per_token([datum for row in rows for datum in labelled(row)])
@@ -161,13 +173,13 @@ def _bare(model: Path, parquet: Path) -> Iterator[tuple[float, float]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(DEVICE).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
     before = time.perf_counter()
     for step, rows in enumerate(_batches(parquet)):
         # All rows are of one length: no filler.
-        tokens = torch.tensor([row["input_ids"] for row in rows])
-        labels = torch.tensor([row["labels"] for row in rows])
+        tokens = torch.tensor([row["input_ids"] for row in rows], device=DEVICE)
+        labels = torch.tensor([row["labels"] for row in rows], device=DEVICE)
         logits = network(input_ids=tokens).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
@@ -176,8 +188,9 @@ def _bare(model: Path, parquet: Path) -> Iterator[tuple[float, float]]:
             group["lr"] = _rate(step)
         optimizer.step()
         optimizer.zero_grad()
+        value = float(loss.detach())
         after = time.perf_counter()
-        yield after - before, float(loss.detach())
+        yield after - before, value
         before = time.perf_counter()
 
 

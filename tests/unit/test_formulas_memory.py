@@ -6,21 +6,23 @@ import pytest
 
 from kitchen_resources.formulas.memory import state_bytes, training_bytes
 
-# Korthikanti et al. 2022, eq. 1: s·b·h·(34 + 5·a·s/h) bytes a layer at two bytes a number. Here s·b·h is 32,768 and
-# 5·a·s/h is 40, so 2,424,832 bytes a layer.
+# A token of a layer keeps 20·64 + 4·128 numbers, and with its scores 2.5·4·128 more: 1,792 + 1,280 = 3,072. There are
+# 512 tokens and two bytes a number, so 3,145,728 bytes a layer, of which 1,310,720 are scores.
 MODEL: dict[str, Any] = {
     "parameters": 1_000_000,
     "trained_parameters": 1_000_000,
     "weight_bytes": 2,
     "hidden_size": 64,
+    "intermediate_size": 128,
     "layers": 3,
     "batch_size": 4,
     "max_length": 128,
     "heads": 4,
+    "attention_scores": True,
     "activation_bytes": 2,
     "gradient_checkpointing": False,
 }
-LAYER = 2_424_832
+LAYER = 3_145_728
 # Weights in two bytes, gradients and two moments in four each.
 STATE = 2_000_000 + 12_000_000
 
@@ -36,13 +38,16 @@ STATE = 2_000_000 + 12_000_000
         ({"activation_bytes": 4}, STATE + 6 * LAYER),
         ({"layers": 1}, STATE + LAYER),
         ({"batch_size": 8}, STATE + 6 * LAYER),
-        # 34 + 5·8·128/64 = 114 instead of 74.
-        ({"heads": 8}, STATE + 3 * 32_768 * 114),
-        # Twice the tokens, and 114 instead of 74: attention grows with the square.
-        ({"max_length": 256}, STATE + 3 * 65_536 * 114),
-        # 34 + 5·4·128/128 = 54 at twice the width.
-        ({"hidden_size": 128}, STATE + 3 * 65_536 * 54),
-        # Recomputed: 2·s·b·h a layer is kept, and one layer is there in full.
+        ({"attention_scores": False}, STATE + 3 * (LAYER - 1_310_720)),
+        # Twice the scores.
+        ({"heads": 8}, STATE + 3 * (LAYER + 1_310_720)),
+        # Twice the tokens, each with twice the scores: attention grows with the square.
+        ({"max_length": 256}, STATE + 3 * 2 * (LAYER + 1_310_720)),
+        # 20·64 more numbers a token.
+        ({"hidden_size": 128}, STATE + 3 * (LAYER + 512 * 1_280 * 2)),
+        # 4·64 fewer.
+        ({"intermediate_size": 64}, STATE + 3 * (LAYER - 512 * 256 * 2)),
+        # Recomputed: 64 numbers a token and layer are kept, and one layer is there in full.
         ({"gradient_checkpointing": True}, STATE + 3 * 65_536 + LAYER),
         ({"gradient_checkpointing": True, "activation_bytes": 4}, STATE + 3 * 131_072 + 2 * LAYER),
     ],
@@ -51,12 +56,14 @@ def test_training_bytes(changed: dict[str, Any], expected: int) -> None:
     assert training_bytes(**{**MODEL, **changed}) == expected
 
 
-def test_activations_of_a_model_of_the_size_of_gpt3() -> None:
-    # 96 layers of 12,288 with 96 heads, 2,048 tokens, one row: 34 + 5·96·2048/12288 = 114 bytes for each of 2048·12288
-    # numbers, so 2.87 GB a layer and 275 GB in all.
+def test_scores_are_those_of_the_paper() -> None:
+    # Korthikanti et al. 2022, eq. 1, GPT-3: 5·a·s bytes a token and layer at two bytes a number, with 96 heads, 2,048
+    # tokens and 96 layers.
     size = {"hidden_size": 12_288, "heads": 96, "max_length": 2_048, "batch_size": 1, "layers": 96}
-    kept = training_bytes(**{**MODEL, **size, "parameters": 0, "trained_parameters": 0})
-    assert kept == 96 * 2_048 * 12_288 * 114 == 275_414_777_856
+    with_scores, without = (
+        training_bytes(**{**MODEL, **size, "attention_scores": scores}) for scores in (True, False)
+    )
+    assert with_scores - without == 96 * 2_048 * 5 * 96 * 2_048 == 193_273_528_320
 
 
 def test_state_bytes() -> None:

@@ -52,6 +52,7 @@ def resolve_here(
         count = max(1, count // processes)
     precision = machine.choose_precision(recipe, chosen)
     dtype = weight_dtype(recipe, precision)
+    attention = machine.choose_attention(recipe, config, chosen)
     trained = trained_parameters(recipe, config, base.parameters)
     frozen = frozen_copies * base.parameters + sum(model.parameters for model in models.values())
     return Resolution(
@@ -59,14 +60,14 @@ def resolve_here(
         values={
             "precision": precision,
             "weight_dtype": dtype,
-            "attention": machine.choose_attention(recipe, config, chosen),
+            "attention": attention,
             "optimizer": optimizer,
             "world_size": processes,
         },
         threads=count,
         device=chosen,
         environment=machine.environment(chosen, count),
-        memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype)
+        memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype, precision, attention)
         + frozen * (2 if precision == "bf16" else 4),
         state_bytes=state_bytes(
             trained_parameters=trained, stored_weight_bytes=4, moments=0 if recipe.optimizer == "sgd" else 2
@@ -111,13 +112,25 @@ def trained_parameters(recipe: Recipe, config: Any, parameters: int) -> int:
         return parameters
     text = config.get_text_config()
     hidden, layers = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", 4 * hidden)
+    inner = _inner(text)
     per_layer = 4 * 2 * hidden + 3 * (hidden + inner)
     return int(recipe.lora.rank * layers * per_layer)
 
 
-def memory_bytes(recipe: Recipe, config: Any, parameters: int, trained: int, dtype: str) -> int:
-    """Estimate of the peak memory of training, without frozen models beside it."""
+def memory_bytes(
+    recipe: Recipe, config: Any, parameters: int, trained: int, dtype: str, precision: str, attention: str
+) -> int:
+    """Estimate of the peak memory of training, without frozen models beside it.
+
+    Args:
+        recipe: What to train.
+        config: The model's.
+        parameters: Its weights.
+        trained: Those of them, or beside them, that are trained.
+        dtype: What weights are held in.
+        precision: What is computed in.
+        attention: Name of the kernel.
+    """
     text = config.get_text_config()
     weight_bytes = {"none": 2 if dtype == "bfloat16" else 4, "8bit": 1, "4bit": 0.5}[recipe.quantization]
     return training_bytes(
@@ -125,12 +138,19 @@ def memory_bytes(recipe: Recipe, config: Any, parameters: int, trained: int, dty
         trained_parameters=trained,
         weight_bytes=weight_bytes,
         hidden_size=text.hidden_size,
+        intermediate_size=_inner(text),
         layers=text.num_hidden_layers,
         batch_size=recipe.batch_size * (2 if recipe.method == "preference" else 1),
         # What is sampled comes after the prompt.
         max_length=recipe.max_length + (getattr(recipe, "max_tokens", 0) if recipe.draws(1) else 0),
         heads=text.num_attention_heads,
-        activation_bytes=2 if dtype == "bfloat16" else 4,
+        attention_scores=attention == "eager",
+        activation_bytes=2 if precision == "bf16" else 4,
         gradient_checkpointing=recipe.gradient_checkpointing,
         moments=0 if recipe.optimizer == "sgd" else 2,
     )
+
+
+def _inner(text: Any) -> int:
+    """Width of the feed-forward block; GPT-2 and its like don't name it."""
+    return int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
