@@ -13,7 +13,7 @@ KILLS ?= 250
 CONFIG ?= examples/configs/supervised.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers backends browser chromium docs bench soak clean
+.PHONY: help demo ui test test-all clean-results lint types suites formulas unit contract workflows faults full extras peers backends browser chromium docs gpu bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -134,6 +134,9 @@ docs: $(VENV)/.docs ## the site of docs/ in build/site; every command of the REA
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 	$(PYTEST) --junitxml=$(RESULTS)/docs.xml tests/docs
 	$(PY) docs/generate.py --check
+
+gpu: $(SETUP) ## training on a CUDA GPU: bits, losses, memory; needs one, and a build of torch for it
+	$(PYTEST) --junitxml=$(RESULTS)/gpu.xml -n 4 tests/gpu
 
 bench: $(SETUP) ## cost over the bare library, against benchmarks/bounds.toml
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.run

@@ -17,7 +17,6 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.overhead import ON_GPU
 from benchmarks.turns import Turns, turns_of, write_result
 
 
@@ -40,6 +39,7 @@ class SavesAndTakesTurns(TrainerCallback):
             os.close(descriptor)
 
 
+ON_GPU = os.environ.get("BENCH_DEVICE", "cpu") != "cpu"
 given = json.loads(Path(sys.argv[1]).read_text())
 torch.set_num_threads(1)
 callback = SavesAndTakesTurns(turns_of(given))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kitchen_resources.errors import OutOfMemory
-from tests.gpu.training import BITS, MEMORY, train
+from tests.gpu.training import MEMORY, REPEATED, train
 
 pytestmark = pytest.mark.heavy
 
@@ -51,7 +51,7 @@ def test_there_is_a_gpu() -> None:
     assert torch.cuda.is_available(), "these tests need a CUDA GPU and a build of torch for it"
 
 
-@pytest.mark.parametrize("case", BITS)
+@pytest.mark.parametrize("case", REPEATED)
 def test_killed_and_gone_on_with_it_has_the_bits_of_one_go(tmp_path: Path, case: str) -> None:
     whole = Training(tmp_path / "whole", case)
     killed = Training(tmp_path / "killed", case)
