@@ -12,6 +12,7 @@ from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.training.local.backend import LocalTrainer
+from kitchen_resources.training.modal.backend import ModalTrainer
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.preflight import require_capable
@@ -19,7 +20,7 @@ from kitchen_resources.training.ray.backend import RayTrainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from kitchen_resources.training.trl.backend import TrlTrainer
 
-WORKS, OFFERED, NOT_OFFERED = "works", "offered", "not offered"
+WORKS, CONTRACT, OFFERED, NOT_OFFERED = "works", "contract-tested", "offered", "not offered"
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Shown:
     Attributes:
         trainer: It.
         needs: Recipe fields without which nothing is trained there.
+        mark: What a test of it proves; less where the service of the test is the tests' own.
     """
 
     trainer: Trainer
     needs: Mapping[str, Any]
+    mark: str = WORKS
 
 
 BACKENDS = {
@@ -41,6 +44,7 @@ BACKENDS = {
     "ray": Shown(RayTrainer("any", processes=2), {"gradient_accumulation_steps": 2}),
     "local": Shown(LocalTrainer(), {}),
     "tinker": Shown(TinkerTrainer("any"), {"lora": {"rank": 8}}),
+    "modal": Shown(ModalTrainer(), {}, CONTRACT),
     "noop": Shown(NoopTrainer(), {}),
 }
 
@@ -88,6 +92,9 @@ _TINKER = "tests/peers/test_tinker_runs.py::"
 _SHARED = "trl, processes: 2"
 _RAY = "tests/peers/test_ray.py::test_a_run_has_the_bits_of_torchrun_and_streams_its_steps"
 _RAY_KILLED = "tests/peers/test_ray.py::test_a_killed_worker_is_gone_on_from"
+_MODAL = "tests/peers/test_modal.py::test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made"
+_ORDERED = "tests/contract/test_orders.py::test_it_has_the_bits_of_trl"
+_MODAL_LOST = "tests/peers/test_modal.py::test_a_lost_machine_is_gone_on_from"
 _KILLED = "tests/faults/test_torchrun.py::test_what_is_killed_is_started_again_and_the_bits_are_the_same"
 _STEPS = "tests/contract/test_trainer.py::test_steps_follow_the_plan"
 
@@ -98,6 +105,7 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "ray": _RAY,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+        "modal": _MODAL,
     },
     "supervised, packed rows": {"trl": _BITS},
     "supervised, a loss of one's own": {
@@ -129,8 +137,9 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         _SHARED: _KILLED,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+        "modal": _MODAL,
     },
-    "the whole model": {"trl": _BITS, _SHARED: _STEPS, "ray": _RAY, "local": _AGREE},
+    "the whole model": {"trl": _BITS, _SHARED: _STEPS, "ray": _RAY, "local": _AGREE, "modal": _ORDERED},
     "a frozen base in 8 or 4 bits": {"trl": _QUANTIZED},
     "checkpoints inside an epoch": {
         "trl": _INSIDE,
@@ -138,6 +147,7 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "ray": _RAY_KILLED,
         "local": _INSIDE,
         "tinker": f"{_TINKER}test_a_killed_run_goes_on_from_its_last_checkpoint",
+        "modal": _MODAL_LOST,
     },
     "optimisers other than AdamW": {"trl": _SETTINGS},
     "precision as the recipe says": {"trl": _SETTINGS},
@@ -185,4 +195,4 @@ def _mark(shown: Shown, asked: Asked, *, proven: bool) -> str:
         return NOT_OFFERED
     if shown.trainer.capabilities().simulated:
         return "simulated"
-    return WORKS if proven else OFFERED
+    return shown.mark if proven else OFFERED

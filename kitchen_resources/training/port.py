@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.formulas.batches import RowOrder
 from kitchen_resources.recipes.recipe import Recipe
@@ -38,6 +39,7 @@ class Capabilities:
         quantization: Bit widths it loads a frozen base in.
         simulated: Nothing is learned; its numbers can't be evaluated, promoted or used as a base.
         row_order: How it permutes rows; the ledger of a run is compared with the plan in this order.
+        by_store: Whether its workers share only the store with this machine, which therefore must be a bucket.
     """
 
     backend: str
@@ -51,6 +53,7 @@ class Capabilities:
     quantization: frozenset[str] = frozenset({"none"})
     simulated: bool = False
     row_order: RowOrder = "torch"
+    by_store: bool = False
 
     def is_exact_inside(self, recipe: Recipe) -> bool:
         """Whether a run can go on exactly from inside an epoch; not from inside a block of samples, which aren't kept."""
@@ -275,6 +278,7 @@ class TrainingJob:
         scratch: Folder of this attempt, emptied before and after.
         models: Models besides the base, by role: `reference`, `teacher`.
         derived: Files that follow from the job alone and are worth keeping, such as a reference's log-probabilities.
+        blobs: The store, for backends whose workers share nothing else with this machine.
     """
 
     fingerprint: str
@@ -286,6 +290,7 @@ class TrainingJob:
     scratch: Path
     models: Mapping[str, BaseModel] = field(default_factory=dict)
     derived: "DerivedFiles | None" = None
+    blobs: BlobStore | None = None
 
     def serving(self) -> Serving:
         """What a model of this job needs when it is served."""

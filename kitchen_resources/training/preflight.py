@@ -100,6 +100,21 @@ def check_recipe(launch: Launch) -> None:
     adapter = launch.ports.trainer.adapter
     require_capable(recipe, adapter.capabilities())
     refuse(adapter.check(recipe), name)
+    _require_reachable(adapter.capabilities(), launch.ports.blobs.uri)
+
+
+def _require_reachable(capabilities: Capabilities, uri: str) -> None:
+    """Refuse a store that the backend's workers, on other machines, don't see.
+
+    Raises:
+        CapabilityError: It is no bucket.
+    """
+    if capabilities.by_store and not uri.startswith("s3://"):
+        raise CapabilityError(
+            f"its workers can't reach the store {uri}",
+            where=f"backend {capabilities.backend}",
+            fix="KITCHEN_STORE=s3://bucket/prefix, a bucket that both they and this machine may write",
+        )
 
 
 def require_same_vocabulary(launch: Launch, role: str, model: BaseModel) -> None:

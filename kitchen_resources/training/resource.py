@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr
 from kitchen_resources.endpoints import check_endpoint
 from kitchen_resources.errors import ConfigError
 from kitchen_resources.training.live import LiveTrainer
+from kitchen_resources.training.modal.config import ModalBackend
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.ray.config import RayBackend
@@ -136,7 +137,7 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     At launch: `resources: {trainer: {config: {backend: {noop: {}}}}}`.
     """
 
-    backend: Union[TrlBackend, LocalBackend, TinkerBackend, RayBackend, NoopBackend] = Field(
+    backend: Union[TrlBackend, LocalBackend, TinkerBackend, RayBackend, ModalBackend, NoopBackend] = Field(
         default_factory=TrlBackend, discriminator="kind", description="Which backend trains."
     )
 

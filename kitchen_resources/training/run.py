@@ -237,6 +237,7 @@ class TrainingRun:
             plan=self.plan,
             scratch=self._scratch / uuid.uuid4().hex,
             derived=DerivedStore(self._launch.content),
+            blobs=self._launch.ports.blobs,
         )
 
     @property

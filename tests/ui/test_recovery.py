@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "killed_in_a_shell": {**SLOW, "seed": 2},
     "held": {**SLOW, "seed": 3, "lease_wait_s": 0.0},
     "away": {**SLOW, "seed": 5, "max_rows": 4000},
-    "unevaluated": {**TINY, "seed": 4, "evaluations": [ASKED_SLOWLY]},
+    "unevaluated": {**TINY, "seed": 4, "evaluations": [ASKED_SLOWLY], "row_limits": {"contaminated": 1.0}},
 }
 
 
@@ -50,7 +50,10 @@ def published(dev: DagsterDev, run_id: str) -> Head | None:
     """The head of a run once it names a checkpoint."""
     fingerprint = dev.graphql.run(run_id)["tags"].get("kitchen/fingerprint")
     head = dev.checkpoints.head(fingerprint) if fingerprint else None
-    return head if head is not None and head.entries() else None
+    if head is not None and head.entries():
+        return head
+    assert not dev.graphql.is_over(run_id), f"run {run_id} ended without a checkpoint"
+    return None
 
 
 def ended(dev: DagsterDev, run_id: str) -> str:

@@ -35,6 +35,11 @@ def choose_device(asked: str) -> str:
     return "cuda:0"
 
 
+def device_elsewhere(asked: str) -> str:
+    """`cpu` or `cuda:0`, of a machine that can't be looked at from here."""
+    return "cpu" if asked == "cpu" else "cuda:0"
+
+
 def choose_threads(asked: int | None, parameters: int) -> int:
     """CPU threads of the training process: as asked, else one for a small model and the physical cores for others."""
     if asked is not None:
@@ -44,15 +49,15 @@ def choose_threads(asked: int | None, parameters: int) -> int:
     return psutil.cpu_count(logical=False) or 1
 
 
-def choose_precision(recipe: Recipe, device: str) -> str:
-    """`fp32` or `bf16`.
+def choose_precision(recipe: Recipe, device: str, *, elsewhere: bool = False) -> str:
+    """`fp32` or `bf16`; a GPU elsewhere is taken to have bf16.
 
     Raises:
         CapabilityError: bf16 is asked for on a GPU that lacks it.
     """
     import torch
 
-    has_bf16 = device == "cpu" or torch.cuda.is_bf16_supported()
+    has_bf16 = device == "cpu" or elsewhere or torch.cuda.is_bf16_supported()
     if recipe.precision == "bf16" and not has_bf16:
         raise CapabilityError("this GPU has no bf16", where="precision", fix="precision: fp32")
     if recipe.precision == "auto":
@@ -60,8 +65,8 @@ def choose_precision(recipe: Recipe, device: str) -> str:
     return recipe.precision
 
 
-def choose_attention(recipe: Recipe, model_config: Any, device: str) -> str:
-    """The attention kernel by name.
+def choose_attention(recipe: Recipe, model_config: Any, device: str, *, elsewhere: bool = False) -> str:
+    """The attention kernel by name; what is installed elsewhere isn't known here.
 
     Raises:
         CapabilityError: A flash kernel is asked for that isn't installed.
@@ -74,7 +79,7 @@ def choose_attention(recipe: Recipe, model_config: Any, device: str) -> str:
         name = (model_config.architectures or [""])[0]
         model_class = getattr(transformers, name, None)
         return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-    if recipe.attention.startswith("flash_attention"):
+    if recipe.attention.startswith("flash_attention") and not elsewhere:
         package = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}[recipe.attention]
         try:
             importlib.metadata.version(package)
@@ -87,11 +92,14 @@ def choose_attention(recipe: Recipe, model_config: Any, device: str) -> str:
     return recipe.attention
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def environment(device: str, threads: int, *, elsewhere: str = "") -> dict[str, Any]:
     """What can move bits between two machines though the recipe is the same."""
     import torch
 
     found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    if elsewhere:
+        kind = "a GPU" if device != "cpu" else "a CPU"
+        return {**found, "device": f"{kind} of {elsewhere}", "threads": threads}
     return {
         **found,
         "python": platform.python_version(),

@@ -24,6 +24,7 @@ def resolve_here(
     optimizer: str,
     frozen_copies: int,
     processes: int = 1,
+    elsewhere: str = "",
 ) -> Resolution:
     """What a recipe comes to on this machine; see `Trainer.resolve`.
 
@@ -37,6 +38,7 @@ def resolve_here(
         optimizer: Its name in this backend.
         frozen_copies: Copies of the base that are in memory beside the one that is trained.
         processes: Processes that train together; each has threads of its own.
+        elsewhere: Whose machine trains, when it isn't this one; what it has is taken on trust.
 
     Raises:
         CapabilityError: It needs something this machine lacks.
@@ -46,13 +48,13 @@ def resolve_here(
         raise CapabilityError("a simulated model can't be trained", where="model", fix="name a model with weights")
     require_quantization(recipe.quantization)
     config = model_config(base.folder)
-    chosen = machine.choose_device(device)
+    chosen = machine.device_elsewhere(device) if elsewhere else machine.choose_device(device)
     count = machine.choose_threads(threads, base.parameters)
     if threads is None:
         count = max(1, count // processes)
-    precision = machine.choose_precision(recipe, chosen)
+    precision = machine.choose_precision(recipe, chosen, elsewhere=bool(elsewhere))
     dtype = weight_dtype(recipe, precision)
-    attention = machine.choose_attention(recipe, config, chosen)
+    attention = machine.choose_attention(recipe, config, chosen, elsewhere=bool(elsewhere))
     trained = trained_parameters(recipe, config, base.parameters)
     frozen = frozen_copies * base.parameters + sum(model.parameters for model in models.values())
     return Resolution(
@@ -66,7 +68,7 @@ def resolve_here(
         },
         threads=count,
         device=chosen,
-        environment=machine.environment(chosen, count),
+        environment=machine.environment(chosen, count, elsewhere=elsewhere),
         memory_bytes=memory_bytes(recipe, config, base.parameters, trained, dtype, precision, attention)
         + frozen * (2 if precision == "bf16" else 4),
         state_bytes=state_bytes(

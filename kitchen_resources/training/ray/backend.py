@@ -30,7 +30,9 @@ class RayTrainer:
         self._cpus = cpus
         self._gpus = gpus
         device = "cuda" if gpus else "cpu"
-        self._worker = TrlTrainer(device=device, threads=threads, processes=processes)
+        self._worker = TrlTrainer(
+            device=device, threads=threads, processes=processes, elsewhere="Ray" if gpus else ""
+        )
 
     def capabilities(self) -> Capabilities:
         """See `Trainer.capabilities`."""

@@ -31,6 +31,7 @@ class TrlTrainer:
         threads: CPU threads of a process; None for as many as suit the model.
         processes: How many share the work; each has a GPU of its own where there are any.
         fsdp: Settings of FSDP, by which they share the weights too; None for a copy each.
+        elsewhere: Whose machine trains, when it isn't this one; `device` is taken to be there.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class TrlTrainer:
         threads: int | None = None,
         processes: int = 1,
         fsdp: Mapping[str, Any] | None = None,
+        elsewhere: str = "",
     ) -> None:
+        self._elsewhere = elsewhere
         self._fsdp = fsdp
         self._device = device
         self._threads = threads
@@ -88,6 +91,7 @@ class TrlTrainer:
             optimizer=OPTIMIZERS[recipe.optimizer],
             frozen_copies=method.frozen_copies(recipe),
             processes=self._processes,
+            elsewhere=self._elsewhere,
         )
         if self._fsdp is None:
             return resolution

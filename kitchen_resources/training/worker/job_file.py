@@ -9,6 +9,7 @@ from typing import Any
 
 from kitchen_resources.datasets.port import LocalDataset
 from kitchen_resources.environments.references import resolve
+from kitchen_resources.errors import ConfigError
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.training.plan import TrainingPlan
@@ -52,6 +53,8 @@ def job_from(value: Mapping[str, Any], *, rank: int = 0, device: str | None = No
     resolution = Resolution(**value["resolution"])
     scratch = Path(value["scratch"])
     recipe_class: Any = resolve(recipe["class"])
+    if not (isinstance(recipe_class, type) and issubclass(recipe_class, Recipe)):
+        raise ConfigError(f"{recipe['class']} is no class of recipes", where="the job")
     return TrainingJob(
         fingerprint=value["fingerprint"],
         recipe=bind(recipe_class, recipe["values"], RecipeDefinition(name=recipe["name"])),

@@ -40,7 +40,7 @@ def main(folder: Path) -> int:
     except LauncherGone:
         return ENDED_WITH_ITS_LAUNCHER
     except BaseException as error:  # noqa: BLE001  (whatever went wrong is told to the launcher)
-        mailbox.put(f"failed-{rank}", _told(error))
+        mailbox.put(f"failed-{rank}", told(error))
         traceback.print_exc()
         return 1
 
@@ -140,7 +140,8 @@ def _teller(stack: ExitStack, rank: int) -> Tell:
     return tell
 
 
-def _told(error: BaseException) -> dict[str, Any]:
+def told(error: BaseException) -> dict[str, Any]:
+    """An error as JSON values, for the launcher to raise."""
     if isinstance(error, KitchenError):
         return {
             "type": type(error).__name__,

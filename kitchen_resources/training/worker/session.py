@@ -156,7 +156,7 @@ class WorkersSession:
         told = [t for rank in range(self._processes) if (t := self._mailbox.get(f"failed-{rank}"))]
         own = [t for t in told if not _LOST.search(t["what"])]
         if own and own[0]["type"]:
-            return _error(own[0])
+            return told_error(own[0])
         what = own[0]["what"] if own else f"the workers ended ({ended})"
         return BackendError(
             f"{what}; the last they wrote:\n" + "\n".join(list(self._workers.log())[-_SHOWN_LINES:]),
@@ -202,7 +202,7 @@ def _draft(value: Mapping[str, Any]) -> CheckpointDraft:
     )
 
 
-def _error(told: Mapping[str, Any]) -> KitchenError:
+def told_error(told: Mapping[str, Any]) -> KitchenError:
     """An error of a worker, as it was raised there."""
     kind = getattr(errors, told["type"], BackendError)
     given = {"where": told["where"], "fix": told["fix"]}

@@ -1,0 +1,1 @@
+"""The `trl` trainer in functions of Modal: an epoch a call, through the store."""
