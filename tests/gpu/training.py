@@ -71,20 +71,18 @@ class Case:
 
 BITS = {
     "trl, supervised, fp32": Case("trl", SupervisedRecipe, {**SMALL, "precision": "fp32"}),
-    "trl, supervised, LoRA, bf16": Case("trl", SupervisedRecipe, {**SMALL, "lora": LORA}),
-    "trl, supervised, bf16, fused": Case(
+    "trl, supervised, LoRA": Case("trl", SupervisedRecipe, {**SMALL, "lora": LORA}),
+    "trl, supervised, fused": Case(
         "trl", SupervisedRecipe, {**SMALL, "optimizer": "adamw_fused", "gradient_checkpointing": True}
     ),
-    "trl, preference, bf16": Case("trl", PreferenceRecipe, SMALL),
-    "trl, reinforcement, bf16": Case("trl", ReinforcementRecipe, GAMES),
-    "trl, distillation by logits, bf16": Case(
-        "trl", DistillationRecipe, {**SMALL, "teacher": "TEACHER", "mode": "logit"}
-    ),
+    "trl, preference": Case("trl", PreferenceRecipe, SMALL),
+    "trl, reinforcement": Case("trl", ReinforcementRecipe, GAMES),
+    "trl, distillation by logits": Case("trl", DistillationRecipe, {**SMALL, "teacher": "TEACHER", "mode": "logit"}),
     "local, supervised, fp32": Case("local", SupervisedRecipe, {**SMALL, "precision": "fp32"}),
-    "local, supervised, LoRA, bf16": Case("local", SupervisedRecipe, {**SMALL, "lora": LORA}),
-    "local, preference, bf16": Case("local", PreferenceRecipe, SMALL),
-    "local, reinforcement, LoRA, bf16": Case("local", ReinforcementRecipe, {**GAMES, "lora": LORA}),
-    "local, distillation on policy, bf16": Case(
+    "local, supervised, LoRA": Case("local", SupervisedRecipe, {**SMALL, "lora": LORA}),
+    "local, preference": Case("local", PreferenceRecipe, SMALL),
+    "local, reinforcement, LoRA": Case("local", ReinforcementRecipe, {**GAMES, "lora": LORA}),
+    "local, distillation on policy": Case(
         "local",
         DistillationRecipe,
         {**SMALL, "max_rows": 32, "teacher": "TEACHER", "mode": "on_policy", "max_tokens": 8},
