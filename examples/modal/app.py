@@ -9,6 +9,7 @@ everything, and a run that was planned with others is refused. Change GPU and TI
 
 import importlib.metadata
 import os
+import sys
 from collections.abc import Iterator
 
 import modal
@@ -45,7 +46,7 @@ def _needs(package: str) -> Iterator[str]:
 
 def image() -> modal.Image:
     """The pins, the kitchen's own packages, and a place for files."""
-    built = modal.Image.debian_slim(python_version="3.11").pip_install(*pins())
+    built = modal.Image.debian_slim(python_version="{}.{}".format(*sys.version_info)).pip_install(*pins())
     built = built.env({"KITCHEN_SCRATCH": "/kitchen", "TOKENIZERS_PARALLELISM": "false"})
     return built.add_local_python_source("kitchen_resources", ignore=["**/__pycache__/**"])
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cbor2
+from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from grpclib.server import Server
 from modal_proto import api_grpc, api_pb2
@@ -68,7 +70,7 @@ class ModalServer:
         pause_s: How long a step of what is trained takes besides.
         calls: By id.
         requests: Names of all requests, in order.
-        metadata: Of the last request.
+        made: What was sent to make images and functions, in order.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class ModalServer:
     pause_s: float = 0.0
     calls: dict[str, Call] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
     port: int = 0
 
     def __enter__(self) -> "ModalServer":
@@ -156,6 +159,10 @@ class ModalServer:
 
 def _servicer(server: ModalServer) -> Any:
     """The service's methods; whatever isn't here is answered as unimplemented."""
+    handle = api_pb2.FunctionHandleMetadata(
+        function_name=FUNCTION, function_type=api_pb2.Function.FUNCTION_TYPE_FUNCTION
+    )
+    data = api_pb2.FunctionData(function_name=FUNCTION, ranked_functions=[api_pb2.FunctionData.RankedFunction()])
 
     async def client_hello(request: Any) -> Any:
         return api_pb2.ClientHelloResponse()
@@ -163,13 +170,7 @@ def _servicer(server: ModalServer) -> Any:
     async def function_get(request: Any) -> Any:
         if (request.app_name, request.object_tag) != (APP, FUNCTION):
             raise GRPCError(Status.NOT_FOUND, f"App '{request.app_name}' not found")
-        metadata = api_pb2.FunctionHandleMetadata(
-            function_name=FUNCTION, function_type=api_pb2.Function.FUNCTION_TYPE_FUNCTION
-        )
-        function = api_pb2.FunctionData(
-            function_name=FUNCTION, ranked_functions=[api_pb2.FunctionData.RankedFunction()]
-        )
-        return api_pb2.FunctionGetResponse(function_id="fu-1", handle_metadata=metadata, function=function)
+        return api_pb2.FunctionGetResponse(function_id="fu-1", handle_metadata=handle, function=data)
 
     async def function_map(request: Any) -> Any:
         from modal._serialization import deserialize
@@ -191,27 +192,62 @@ def _servicer(server: ModalServer) -> Any:
         status = server.status_of(call)
         if status is None:
             return api_pb2.FunctionGetOutputsResponse(num_unfinished_inputs=1)
-        from modal._serialization import serialize
-
         answer = api_pb2.FunctionGetOutputsResponse()
-        item = answer.outputs.add(data_format=api_pb2.DATA_FORMAT_PICKLE)
+        item = answer.outputs.add(data_format=api_pb2.DATA_FORMAT_CBOR)
         item.result.status = status
         if status == api_pb2.GenericResult.GENERIC_STATUS_SUCCESS:
-            item.result.data = serialize(None)
+            item.result.data = cbor2.dumps(None)
         else:
             item.result.exception = "the container is gone"
         return answer
 
     async def function_call_cancel(request: Any) -> Any:
-        from google.protobuf.empty_pb2 import Empty
-
         call = server.calls.get(request.function_call_id)
         if call is None:
             raise GRPCError(Status.NOT_FOUND, f"Function call {request.function_call_id} not found")
         server.end(call, api_pb2.GenericResult.GENERIC_STATUS_TERMINATED)
         return Empty()
 
+    async def image_get_or_create(request: Any) -> Any:
+        server.made.append(request.image)
+        answer = api_pb2.ImageGetOrCreateResponse(image_id=f"im-{len(server.made)}")
+        answer.result.status = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+        return answer
+
+    async def function_create(request: Any) -> Any:
+        server.made.append(request.function)
+        return api_pb2.FunctionCreateResponse(
+            function_id="fu-1", handle_metadata=handle, function=request.function, function_data=data
+        )
+
+    async def environment_get_or_create(request: Any) -> Any:
+        answer = api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-1")
+        answer.metadata.name, answer.metadata.settings.image_builder_version = "main", "2025.06"
+        return answer
+
+    def always(answer: Any) -> Any:
+        async def given(request: Any) -> Any:
+            return answer
+
+        return given
+
+    deploying = {
+        "AppGetByDeploymentName": always(api_pb2.AppGetByDeploymentNameResponse()),
+        "AppClientDisconnect": always(Empty()),
+        "AppCreate": always(api_pb2.AppCreateResponse(app_id="ap-1")),
+        "AppHeartbeat": always(Empty()),
+        "AppPublish": always(api_pb2.AppPublishResponse(url="https://modal.com/apps/ap-1")),
+        "EnvironmentGetOrCreate": environment_get_or_create,
+        "FunctionCreate": function_create,
+        "FunctionPrecreate": always(api_pb2.FunctionPrecreateResponse(function_id="fu-1", handle_metadata=handle)),
+        "ImageGetOrCreate": image_get_or_create,
+        "MountBatchedCheckExistence": always(api_pb2.MountBatchedCheckExistenceResponse()),
+        "MountGetOrCreate": always(api_pb2.MountGetOrCreateResponse(mount_id="mo-1")),
+        "MountPutFile": always(api_pb2.MountPutFileResponse(exists=True)),
+        "SecretGetOrCreate": always(api_pb2.SecretGetOrCreateResponse(secret_id="st-1")),
+    }
     known = {
+        **deploying,
         "ClientHello": client_hello,
         "FunctionGet": function_get,
         "FunctionMap": function_map,

@@ -1,5 +1,6 @@
 """Whole runs through Modal's own SDK and a server of its protocol, on a real bucket: bits, losses of every side, refusals."""
 
+import importlib.metadata
 import itertools
 import json
 import os
@@ -368,6 +369,27 @@ def test_a_store_that_only_this_machine_sees_is_refused(bench: Bench, tmp_path: 
             instance=dg.DagsterInstance.ephemeral(tempdir=str(bench.folder)),
         )
     assert bench.server.requests == []
+
+
+def test_the_example_is_deployed_with_the_versions_that_are_installed_here(bench: Bench) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "modal", "deploy", "examples/modal/app.py"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "KITCHEN_MODAL_GPU": "A100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *images, function = bench.server.made
+    (installs,) = [line for image in images for line in image.dockerfile_commands if "pip install acc" in line]
+    for name in ("dagster-aws", "peft", "safetensors", "tokenizers", "transformers", "trl"):
+        assert f" {name}=={importlib.metadata.version(name)} " in f"{installs} "
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    assert f" torch=={torch} " in installs, "without the build for CPUs alone"
+    assert (function.function_name, function.retry_policy.retries) == ("carry_out", 0)
+    assert function.resources.gpu_config.gpu_type == "A100"
+    assert list(function.supported_output_formats) == [api_pb2.DATA_FORMAT_CBOR], "no pickle comes back"
 
 
 def test_settings_that_mean_nothing_are_refused(bench: Bench) -> None:
