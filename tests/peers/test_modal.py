@@ -120,6 +120,12 @@ class Bench:
         events = [json.loads(line) for line in lines]
         return [event["metadata"]["step"] for event in events if event["event"] == "training.step"]
 
+    def messages(self) -> str:
+        """What a run of a process of its own told its log."""
+        with dg.DagsterInstance.from_config(str(self.folder)) as instance:
+            (run,) = instance.get_runs()
+            return "\n".join(entry.message for entry in instance.all_logs(run.run_id))
+
     def said(self) -> str:
         """What the processes of the calls wrote."""
         return "\n".join(path.read_text() for path in sorted(self.server.folder.glob("*.log")))
@@ -250,7 +256,7 @@ def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str
     assert process.returncode == 0, said[-3000:]
     assert bench.digests() == expected, bench.said()
     assert len(bench.server.calls) == 3
-    assert "trying again from the last checkpoint" in said
+    assert "trying again from the last checkpoint" in bench.messages()
 
 
 def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
@@ -267,7 +273,7 @@ def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
     bench.server.begin(first)
     said = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, said[-3000:]
-    assert "the machine of the call was lost" in said
+    assert "the machine of the call was lost" in bench.messages()
     assert bench.digests() == expected, bench.said()
 
 
@@ -344,7 +350,7 @@ def test_a_call_that_never_begins_is_called_off(bench: Bench) -> None:
 
 
 def test_what_goes_wrong_there_is_raised_here(bench: Bench) -> None:
-    with pytest.raises(Exception, match="not finite") as diverged:
+    with pytest.raises(Exception, match="the loss is nan") as diverged:
         bench.run(learning_rate=1.0e30, max_grad_norm=0.0)
     assert type(diverged.value).__name__ == "TrainingDiverged"
     assert len(bench.server.calls) == 1

@@ -152,6 +152,7 @@ class _Following:
         self._is_begun = False
         self._heard = 0
         self._published: LocalCheckpoint | None = None
+        self._drafted: Path | None = None
 
     def attend(self, parent: LocalCheckpoint | None, events: TrainingEvents, *, exact: bool) -> EpochResult:
         """Follow it to its end."""
@@ -262,9 +263,11 @@ class _Following:
     def _publish(self, value: Mapping[str, Any], events: TrainingEvents) -> None:
         folder = self._job.scratch / f"order-{self._order.number}-{value['global_step']}"
         fetch_files(self._content, value["files"], folder)
-        before, self._published = self._published, events.checkpoint(self._draft(value, folder))
-        if before is not None:
-            shutil.rmtree(before.folder, ignore_errors=True)
+        self._published = events.checkpoint(self._draft(value, folder))
+        if self._drafted is not None:
+            # The files of the one before are the store's now.
+            shutil.rmtree(self._drafted, ignore_errors=True)
+        self._drafted = folder
 
     def _draft(self, value: Mapping[str, Any], folder: Path) -> CheckpointDraft:
         return CheckpointDraft(
