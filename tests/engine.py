@@ -126,6 +126,9 @@ class _HookedEvents:
     def stopping(self, *, exact: bool) -> bool:
         return self.events.stopping(exact=exact)
 
+    def check(self) -> None:
+        pass
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         return self.events.earlier_rows()
 

@@ -119,6 +119,9 @@ class Shelf:
             raise Stopped
         return True
 
+    def check(self) -> None:
+        pass
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         draft = self.drafts.get(self.parent)
         return [] if draft is None or draft.epoch_complete else draft.row_ids

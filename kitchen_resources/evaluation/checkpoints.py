@@ -13,6 +13,7 @@ from kitchen_resources.evaluation.port import EvaluatedModel, EvaluationResult, 
 from kitchen_resources.evaluation.tasks import evaluation_key, make_tasks
 from kitchen_resources.launch import Launch
 from kitchen_resources.training.port import Resolution
+from kitchen_resources.training.pytorch.machine import to_run_here
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -88,6 +89,7 @@ class CheckpointEvaluations:
     def _model(self, folder: Path, digest: str, resolution: Resolution) -> EvaluatedModel:
         base = self._launch.base
         assert base.folder is not None
+        device, attention = to_run_here(resolution)
         is_adapter = (folder / ADAPTER_WEIGHTS).exists()
         return EvaluatedModel(
             folder=base.folder if is_adapter else folder,
@@ -95,7 +97,7 @@ class CheckpointEvaluations:
             tokenizer=base.folder,
             digest=digest,
             dtype="bfloat16" if resolution.values["precision"] == "bf16" else "float32",
-            attention=resolution.values["attention"],
-            device=resolution.device,
+            attention=attention,
+            device=device,
             threads=resolution.threads,
         )

@@ -136,6 +136,10 @@ class PublishingEvents:
             self._stop.stop()
         return local
 
+    def check(self) -> None:
+        """See `TrainingEvents.check`."""
+        self._lease.check()
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         """See `TrainingEvents.earlier_rows`."""
         store = self._launch.checkpoints

@@ -99,6 +99,7 @@ class Resolution:
         environment: Library versions, CPU capability, device; recorded, and drift is explained.
         memory_bytes: Estimate of the peak memory on the device, in bytes.
         state_bytes: Estimate of one checkpoint's size, in bytes.
+        elsewhere: Whether `device` is another machine's, so that what is done here of the run needs one of its own.
     """
 
     algorithm: Mapping[str, int]
@@ -108,6 +109,7 @@ class Resolution:
     environment: Mapping[str, Any]
     memory_bytes: int
     state_bytes: int
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,10 @@ class TrainingEvents(Protocol):
 
     def checkpoint(self, draft: CheckpointDraft) -> LocalCheckpoint:
         """Publish a checkpoint; returns it as it now stands in the store, or raises where the run is to stop."""
+        ...
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when another process took the run over."""
         ...
 
     def earlier_rows(self) -> Sequence[Sequence[int]]:

@@ -28,6 +28,7 @@ from kitchen_resources.training.environment import as_started, drift, first_envi
 from kitchen_resources.training.events import Observer, PublishingEvents
 from kitchen_resources.training.history import FailureMark, moved_notes, remember_run
 from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
+from kitchen_resources.training.orders.order import end_orders
 from kitchen_resources.training.plan import TrainingPlan, make_plan
 from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.progress import Progress
@@ -285,6 +286,8 @@ class TrainingRun:
         if trainer.job is not job:
             trainer.discard()
             self._remove_scratch()
+            if not trainer.adapter.capabilities().by_store and end_orders(self._launch.ports.blobs, self.fingerprint):
+                self._observer.say("ended an order of this run that another backend was carrying out")
             trainer.occupy(job)
         parent = self._parent(lease, job)
         epoch = self._next_epoch(parent)

@@ -10,6 +10,7 @@ from kitchen_resources.datasets.questions import question_of
 from kitchen_resources.numerics import preserved_numerics
 from kitchen_resources.recipes.distillation import DistillationRecipe
 from kitchen_resources.training.port import BaseModel, Resolution
+from kitchen_resources.training.pytorch.machine import to_run_here
 
 ANSWERS_VERSION = 1
 """Raised by hand when a teacher would answer the same questions otherwise."""
@@ -93,10 +94,11 @@ class ModelAnswers:
 
         transformers.utils.logging.disable_progress_bar()
         recipe = self._recipe
+        device, attention = to_run_here(self._resolution)
         model = load_causal_lm(
             self._teacher.folder,  # type: ignore[arg-type]  # checked by `rewrite`
             dtype=self._dtype,
-            attention=self._resolution.values["attention"],
+            attention=attention,
         )
         sampling = Sampling(
             temperature=recipe.temperature,
@@ -110,7 +112,7 @@ class ModelAnswers:
         )
         # What the teacher's own generation_config.json says isn't asked for: n-grams that may not come twice, for one.
         model.generation_config = GenerationConfig()
-        return Sampler(model.to(self._resolution.device).eval(), sampling)
+        return Sampler(model.to(device).eval(), sampling)
 
 
 def _for_teacher(example: Example, *, conversational: bool) -> Example:

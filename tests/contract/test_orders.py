@@ -3,21 +3,36 @@
 How soon a call stops that was asked to is in tests/peers/test_modal.py, where calls run beside their launcher.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.blobs.port import BlobStore
-from kitchen_resources.errors import BackendError, BlobError, CapabilityError, FormatError, LeaseLost
+from kitchen_resources.digests import digest_file
+from kitchen_resources.errors import (
+    BackendError,
+    BlobError,
+    CapabilityError,
+    CheckpointError,
+    DiskFull,
+    FormatError,
+    LeaseLost,
+)
+from kitchen_resources.recipes.binding import bind
+from kitchen_resources.recipes.recipe import RecipeDefinition
+from kitchen_resources.recipes.supervised import SupervisedRecipe
 from kitchen_resources.storage.collection import collect
+from kitchen_resources.training.base_models import resolve_base
 from kitchen_resources.training.orders import carrying_out
 from kitchen_resources.training.orders.carrying_out import carry_out
-from kitchen_resources.training.orders.order import Order, order_at, orders_of
+from kitchen_resources.training.orders.order import Order, end_orders, fetch_files, order_at, orders_of
+from kitchen_resources.training.orders.placing import ordered_job
 from kitchen_resources.training.orders.port import Ended
 from kitchen_resources.training.port import LocalCheckpoint, StepMetrics, Trainer
+from kitchen_resources.training.pytorch.machine import to_run_here
 from kitchen_resources.training.trl.backend import TrlTrainer
 from tests.contract import test_trainer as contract
 from tests.contract.test_trainer import (  # noqa: F401  (tests that pytest finds here)
@@ -35,7 +50,7 @@ from tests.contract.test_trainer import (  # noqa: F401  (tests that pytest find
     test_steps_follow_the_plan,
 )
 from tests.ordering import CallsHere, OrderingTrainer
-from tests.training_bench import Bench, Shelf
+from tests.training_bench import SMALL, Bench, Shelf
 
 pytestmark = pytest.mark.heavy
 
@@ -175,7 +190,7 @@ def test_none_is_placed_beside_one_that_cannot_be_called_off(bought: Bought) -> 
     assert list(bought.calls.made) == ["call-1"]
 
 
-def test_a_second_call_of_an_order_ends_at_once(bought: Bought) -> None:
+def test_a_call_of_an_order_that_is_over_changes_nothing(bought: Bought) -> None:
     bought.train(bought.bench.shelf())
     (order,) = bought.orders()
     before = sorted(bought.trainer.blobs.list(order.key))
@@ -183,17 +198,28 @@ def test_a_second_call_of_an_order_ends_at_once(bought: Bought) -> None:
     assert sorted(bought.trainer.blobs.list(order.key)) == before
 
 
-def test_a_call_whose_id_was_lost_is_known_by_its_claim(tmp_path: Path) -> None:
+def test_a_call_whose_id_was_lost_is_known_by_its_claim_and_alone_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lost_then_found(key: str, call: str, blobs: BlobStore) -> None:
         # The launcher that made the first one died before it noted the id.
         carry_out(key, "the lost one", blobs)
         carry_out(key, call, blobs)
 
+    trained = []
+    real = carrying_out._train
+
+    def counted(*given: Any) -> None:
+        trained.append(given)
+        real(*given)
+
+    monkeypatch.setattr(carrying_out, "_train", counted)
     bought = Bought(tmp_path, lost_then_found)
     shelf = bought.bench.shelf()
     bought.train(shelf)
     assert [step.global_step for step in shelf.steps] == [1, 2, 3]
     assert bought.trainer.followed == ["the lost one"]
+    assert len(trained) == 1
 
 
 def test_a_call_that_is_begun_twice_says_so(tmp_path: Path) -> None:
@@ -283,4 +309,108 @@ def test_an_order_names_no_path_that_it_needs(bought: Bought) -> None:
     assert value is not None
     assert len(value["data"]) == 64
     assert set(value["job"]["base"]["files"]) >= {"config.json", "model.safetensors"}
-    assert json.dumps(value).count("first") == 0
+    elsewhere = bought.trainer.blobs.scratch().parent / "elsewhere"
+    for kept in (bought.bench.rows, *bought.job.base.folder.iterdir()):  # type: ignore[union-attr]
+        kept.unlink()
+    job = ordered_job(bought.trainer.blobs, value, elsewhere)
+    assert job.data.path.is_relative_to(elsewhere)
+    assert digest_file(job.data.path) == value["data"]
+    assert {path.name: digest_file(path) for path in job.base.folder.iterdir()} == dict(bought.job.base.files)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "error", [BlobError("away", retriable=True), KeyboardInterrupt(), DiskFull("no room")], ids=repr
+)
+def test_trouble_of_the_calls_own_ends_the_order_and_can_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fails(*given: Any) -> None:
+        raise error
+
+    bought = Bought(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying_out, "_train", fails)
+        with pytest.raises(BackendError) as told:
+            bought.train(bought.bench.shelf())
+    assert told.value.mendable is not isinstance(error, DiskFull)
+    assert bought.orders()[0].get("over") == {"how": "BackendError"}
+    bought.train(bought.bench.shelf())
+    assert len(bought.calls.made) == 2
+
+
+def test_who_was_taken_over_neither_orders_nor_calls_off(bought: Bought) -> None:
+    class TakenOver(Shelf):
+        def check(self) -> None:
+            raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        bought.train(TakenOver(bought.bench.folder / "first"))
+    assert bought.orders() == []
+
+    class TakenOverLater(Shelf):
+        asked = 0
+
+        def check(self) -> None:
+            self.asked += 1
+            if self.asked > 2:
+                raise LeaseLost("taken over")
+
+        def step(self, metrics: StepMetrics) -> None:
+            raise RuntimeError("whatever")
+
+    with pytest.raises(RuntimeError):
+        bought.train(TakenOverLater(bought.bench.folder / "second"))
+    assert bought.calls.canceled == []
+    assert bought.orders()[0].get("over") is None
+
+
+def test_a_call_ends_when_its_order_is_over_and_says_no_more(tmp_path: Path) -> None:
+    def over_meanwhile(key: str, call: str, blobs: BlobStore) -> None:
+        order = order_at(blobs, key)
+        say = order.__class__.say
+
+        def ended_first(self: Order, *given: Any) -> None:
+            self.end("canceled")
+            say(self, *given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Order, "say", ended_first)
+            carry_out(key, call, blobs)
+
+    bought = Bought(tmp_path, over_meanwhile)
+    with pytest.raises(BackendError):
+        bought.train(bought.bench.shelf())
+    (order,) = bought.orders()
+    assert sorted(bought.trainer.blobs.list(order.key)) == [
+        f"{order.key}{name}.json" for name in ("call", "claim", "over")
+    ]
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", ".."])
+def test_names_that_lead_out_of_a_folder_are_refused(bought: Bought, tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
+        fetch_files(ContentStore(bought.trainer.blobs), {name: "0" * 64}, tmp_path / "in")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_goes_on_by_another_backend_ends_the_order(bought: Bought) -> None:
+    with pytest.raises(BlobError):
+        bought.train(_FailsAt(bought.bench.folder / "first"))
+    assert end_orders(bought.trainer.blobs, bought.job.fingerprint)
+    assert bought.orders()[0].get("over") == {"how": "trained by another backend"}
+    assert not end_orders(bought.trainer.blobs, bought.job.fingerprint)
+
+
+def test_what_is_evaluated_of_a_run_that_trains_elsewhere_runs_here(tmp_path: Path) -> None:
+    recipe = bind(SupervisedRecipe, {**SMALL, "attention": "flash_attention_2"}, RecipeDefinition(name="small"))
+    base = resolve_base(recipe.model, tmp_path)
+    there = TrlTrainer(device="cuda", elsewhere="Modal").resolve(recipe, base)
+    assert (there.device, there.values["precision"], there.values["attention"]) == (
+        "cuda:0",
+        "fp32",
+        "flash_attention_2",
+    )
+    assert there.environment["device"] == "a GPU of Modal"
+    assert to_run_here(there) == ("cpu", "sdpa")
+    here = TrlTrainer(device="cpu").resolve(recipe.model_copy(update={"attention": "eager"}), base)
+    assert to_run_here(here) == ("cpu", "eager")

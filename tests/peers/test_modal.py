@@ -259,6 +259,21 @@ def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str
     assert "trying again from the last checkpoint" in bench.messages()
 
 
+def test_a_machine_that_is_taken_away_says_so_and_is_gone_on_from(bench: Bench, expected: Mapping[int, str]) -> None:
+    bench.server.pause_s = 1.0
+    process = bench.start()
+    until(lambda: bench.digests(), process)
+    (first,) = bench.server.calls
+    bench.server.pause_s = 0.0
+    # As a function of Modal hears that its machine is wanted elsewhere.
+    bench.server.calls[first].process.send_signal(signal.SIGINT)  # type: ignore[union-attr]
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, said[-3000:]
+    assert "the machine of the call was lost, which was interrupted" in bench.messages()
+    assert bench.digests() == expected, bench.said()
+    assert len(bench.server.calls) == 3
+
+
 def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:

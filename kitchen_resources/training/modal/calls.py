@@ -58,7 +58,11 @@ class ModalCalls:
             except TimeoutError:
                 return None
             except modal.exception.FunctionTimeoutError:
-                return Ended("Modal ended it at its timeout", "raise timeout in the app, and deploy it again")
+                return Ended(
+                    "Modal ended it at its timeout",
+                    "raise timeout in the app and deploy it again, or save inside the epoch: checkpoint_minutes: 60",
+                    retriable=False,
+                )
             except modal.exception.NotFoundError:
                 return Ended("Modal doesn't know it")
             except modal.exception.OutputExpiredError:

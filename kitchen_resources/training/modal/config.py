@@ -19,7 +19,11 @@ class ModalBackend(dg.Config):
     device: Literal["cuda", "cpu"] = Field(
         default="cuda", description="What the function has. A GPU is taken to have bf16."
     )
-    threads: Optional[int] = Field(default=None, description="CPU threads, as with trl.")
+    threads: Optional[int] = Field(
+        default=None,
+        description="CPU threads there; null is one for models under 10 million weights, else as many as "
+        "this machine has cores.",
+    )
     start_deadline_s: float = Field(default=3600.0, description="How long a call may wait for a machine, in seconds.")
 
     def adapter(self) -> Trainer:

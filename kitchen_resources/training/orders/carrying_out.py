@@ -20,7 +20,7 @@ from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.checkpoints.manifest import state_digest
 from kitchen_resources.digests import canonical_json, digest_bytes
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
-from kitchen_resources.training.orders.order import Order, order_at
+from kitchen_resources.training.orders.order import Order, OrderOver, order_at
 from kitchen_resources.training.orders.placing import earlier, ordered_job, ordered_parent
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 from kitchen_resources.training.worker.main import told
@@ -45,32 +45,41 @@ def carry_out(key: str, call: str, blobs: BlobStore | None = None) -> None:
         blobs: The store; the one that KITCHEN_STORE names by default.
 
     Raises:
-        ConfigError: KITCHEN_STORE names no store; then there is nowhere to say so.
+        ConfigError: KITCHEN_STORE names no store, or not the launcher's; then there is nowhere to say so.
     """
     blobs = blobs if blobs is not None else _store()
     order = order_at(blobs, key)
-    claimed = order.put("claim", {"call": call})
     value = order.get("order")
-    if value is None or order.get("over") is not None:
+    if order.get("over") is not None:
         return
-    if not claimed:
+    if value is None:
+        raise ConfigError(f"{blobs.uri} has no {key}", where="KITCHEN_STORE", fix="name the launcher's own store")
+    if not order.put("claim", {"call": call}):
         claim = order.get("claim")
         if claim is None or claim["call"] != call:
             return
         # This call was begun before, on a machine that is gone. What it said is there; where it was is not known.
         after = max((number for number, _ in order.said(0)), default=0)
-        lost = BackendError("the machine of the call was lost, and the call begun again", retriable=True)
-        order.say(after + 1, [{"kind": "failed", **told(lost)}])
+        with suppress(OrderOver):
+            order.say(after + 1, [{"kind": "failed", **told(_lost("and the call begun again"))}])
         return
     voice = _Voice(order)
     try:
         _train(blobs, value, voice)
+    except OrderOver:
+        return
     except Stopped:
-        voice.say({"kind": "stopped"}, now=True)
+        voice.last({"kind": "stopped"})
+    except KeyboardInterrupt:
+        # How Modal takes a machine away.
+        voice.last({"kind": "failed", **told(_lost("which was interrupted"))})
     except BaseException as error:  # noqa: BLE001  (whatever went wrong is told to the launcher)
         traceback.print_exc()
-        with suppress(Exception):
-            voice.say({"kind": "failed", **told(error)}, now=True)
+        voice.last({"kind": "failed", **told(error)})
+
+
+def _lost(how: str) -> BackendError:
+    return BackendError(f"the machine of the call was lost, {how}", retriable=True)
 
 
 def _store() -> BlobStore:
@@ -137,6 +146,11 @@ class _Voice:
         if now or time.monotonic() - self._last >= SAY_S:
             self.flush()
 
+    def last(self, message: dict[str, Any]) -> None:
+        """Say how it ended, as far as anybody listens and the store takes it."""
+        with suppress(Exception, OrderOver):
+            self.say(message, now=True)
+
     def flush(self) -> None:
         """Say what is waiting."""
         if self._waiting:
@@ -164,6 +178,8 @@ class OrderEvents:
         if not self._asked and time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             self._voice.flush()
+            if self._voice.order.get("over") is not None:
+                raise OrderOver
             self._asked = self._voice.order.get("stop") is not None
         if self._asked and not exact:
             raise Stopped
@@ -176,17 +192,19 @@ class OrderEvents:
             stored = self._content.put_file(draft.folder / name)
             files[name] = StoredFile(stored.sha256, stored.size, name in draft.state_files)
         ledger = [list(step) for step in draft.row_ids]
-        self._voice.say({"kind": "checkpoint", "draft": self._draft(draft, files, ledger)}, now=True)
+        cursor = (draft.epoch, draft.global_step, draft.steps_into_epoch)
+        digest = state_digest(files, digest_bytes(canonical_json(ledger)), cursor)
+        value = {**self._draft(draft, files, ledger), "state_digest": digest}
+        self._voice.say({"kind": "checkpoint", "draft": value}, now=True)
         if self._asked:
             raise Stopped
-        cursor = (draft.epoch, draft.global_step, draft.steps_into_epoch)
         return LocalCheckpoint(
             folder=draft.folder,
             epoch=draft.epoch,
             global_step=draft.global_step,
             steps_into_epoch=draft.steps_into_epoch,
             epoch_complete=draft.epoch_complete,
-            state_digest=state_digest(files, digest_bytes(canonical_json(ledger)), cursor),
+            state_digest=digest,
         )
 
     def _draft(
@@ -209,6 +227,9 @@ class OrderEvents:
                 for name, data in draft.records.items()
             },
         }
+
+    def check(self) -> None:
+        """See `TrainingEvents.check`: the launcher does."""
 
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         """See `TrainingEvents.earlier_rows`."""

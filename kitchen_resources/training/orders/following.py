@@ -12,7 +12,7 @@ from typing import Any
 
 from kitchen_resources.blobs.content import ContentStore
 from kitchen_resources.blobs.port import BlobStore
-from kitchen_resources.errors import BackendError, BlobError, LeaseLost
+from kitchen_resources.errors import BackendError, BlobError, DiskFull, KitchenError, LeaseLost
 from kitchen_resources.training.orders.order import Order, fetch_files, orders_of
 from kitchen_resources.training.orders.placing import Orderer, Value
 from kitchen_resources.training.orders.port import Calls, Ended
@@ -78,18 +78,21 @@ class OrdersSession:
 
     def train_epoch(self, epoch: int, parent: LocalCheckpoint | None, events: TrainingEvents) -> EpochResult:
         """See `Session.train_epoch`. An order that is under way is followed, and none is placed beside it."""
+        events.check()
         order = self._under_way(epoch, parent)
         if order is None:
             order = self._place(epoch, parent, events)
         following = _Following(self._blobs, self._job, order, self._calls, self._patience, self._called)
         try:
             result = following.attend(parent, events, exact=self._exact_inside)
-        except (LeaseLost, BlobError):
+        except (LeaseLost, BlobError, DiskFull):
             # Whoever comes next goes on following it.
             raise
         except BaseException as error:
             # Where the service can't be reached it stays, is told to stop through the store, and is called off later.
-            with suppress(BackendError, BlobError):
+            # A launcher that was taken over calls off nothing: the order is its successor's.
+            with suppress(BackendError, BlobError, LeaseLost):
+                events.check()
                 call_off(order, self._calls, type(error).__name__)
             raise
         order.end("done")
@@ -113,7 +116,9 @@ class OrdersSession:
         value = self._orderer.order(epoch, parent, events)
         number = max((order.number for order in orders_of(self._blobs, self._job.fingerprint)), default=0) + 1
         order = Order(self._blobs, self._job.fingerprint, number)
-        order.put("order", value)
+        events.check()
+        if not order.put("order", value):
+            raise LeaseLost("another process has ordered meanwhile", where=f"run {self._job.fingerprint[:12]}")
         return order
 
     def _under_way(self, epoch: int, parent: LocalCheckpoint | None) -> Order | None:
@@ -121,6 +126,8 @@ class OrdersSession:
         found = None
         for order in orders_of(self._blobs, self._job.fingerprint):
             if order.get("over") is not None:
+                # What a launcher that died had no time for, and what its call has said since.
+                order.tidy()
                 continue
             value = order.get("order")
             if found is None and value is not None and _leads_on(order, value, epoch, parent):
@@ -173,12 +180,16 @@ class _Following:
             if now - asked >= self._patience.ask:
                 asked = now
                 try:
-                    ended = self._calls.ended(self._follow_claim())
+                    self._follow_claim()
+                    ended = self._calls.ended(self._call)
                     answered = now
                 except BackendError as error:
                     if not error.mendable or now - answered > self._patience.silence:
                         raise
                     ended = None
+                if ended is not None and self._call != self._follow_claim():
+                    # Of two calls the other one carries it out.
+                    continue
                 if ended is not None:
                     # What it said last, before it is believed to say no more.
                     if (done := self._hear(events, past)) is not None:
@@ -203,13 +214,15 @@ class _Following:
         self._follow_claim()
 
     def _follow_claim(self) -> str:
-        """The id of the call that carries the order out, as far as is known."""
+        """Follow the call that carries the order out, as far as is known; gives the one followed before."""
         found = self._order.get("claim") or self._order.get("call")
         assert found is not None
-        if found["call"] != self._call:
-            self._call = found["call"]
-            self._called(self._call)
-        return self._call
+        before, self._call = self._call, found["call"]
+        if before != self._call:
+            with suppress(Exception):
+                # A tag for people; what is paid for isn't given up for it.
+                self._called(self._call)
+        return before
 
     def _begun(self) -> bool:
         self._is_begun = self._is_begun or self._order.get("claim") is not None
@@ -221,7 +234,8 @@ class _Following:
             f"the call {self._call} ended: {how}",
             where=self._calls.where,
             fix=ended.fix or "run it again: it goes on from the last checkpoint",
-            retriable=ended.retriable,
+            # What would end so again has at least brought the run further.
+            retriable=ended.retriable or self._published is not None,
         )
 
     # What it says.
@@ -257,11 +271,13 @@ class _Following:
             events.stopping(exact=False)
             raise BackendError("the call stopped unasked", where=self._calls.where, retriable=True)
         elif kind == "failed":
-            raise told_error({**message, "type": message["type"] or "BackendError"})
+            raise _failure(message)
         return None
 
     def _publish(self, value: Mapping[str, Any], events: TrainingEvents) -> None:
-        folder = self._job.scratch / f"order-{self._order.number}-{value['global_step']}"
+        if {*value["state_files"], *value["other_files"]} != set(value["files"]):
+            raise BackendError("a draft names other files than it has", where=self._calls.where)
+        folder = self._job.scratch / f"order-{self._order.number}-{int(value['global_step'])}"
         fetch_files(self._content, value["files"], folder)
         self._published = events.checkpoint(self._draft(value, folder))
         if self._drafted is not None:
@@ -301,6 +317,14 @@ class _Past:
     published: int
 
 
+def _failure(message: Value) -> KitchenError:
+    """What a call failed by. A store or a lease that it had trouble with was its own, and not this launcher's."""
+    error = told_error({**message, "type": message["type"] or "BackendError"})
+    if isinstance(error, (BlobError, LeaseLost, DiskFull)):
+        return BackendError(error.what, where=error.where, fix=error.fix, retriable=bool(message["mendable"]))
+    return error
+
+
 def _leads_on(order: Order, value: Value, epoch: int, parent: LocalCheckpoint | None) -> bool:
     """Whether an order makes an epoch from a checkpoint on: it began there, or has come there itself."""
     if value["epoch"] != epoch:
@@ -309,7 +333,7 @@ def _leads_on(order: Order, value: Value, epoch: int, parent: LocalCheckpoint | 
     if began == (parent.state_digest if parent else ""):
         return True
     return parent is not None and any(
-        message["kind"] == "checkpoint" and message["draft"]["global_step"] == parent.global_step
+        message["kind"] == "checkpoint" and message["draft"]["state_digest"] == parent.state_digest
         for _, messages in order.said(0)
         for message in messages
     )

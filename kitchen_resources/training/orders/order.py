@@ -21,9 +21,16 @@ from kitchen_resources.blobs.content import ContentStore, content_key
 from kitchen_resources.blobs.garbage import spare
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.errors import FormatError
+from kitchen_resources.errors import CheckpointError, FormatError
 
 ORDERS = "orders/"
+_KEPT = ("over.json", "call.json", "claim.json")
+
+
+class OrderOver(BaseException):
+    """Whoever follows an order has ended it; the call that carries it out is to end too."""
+
+
 FORMAT = 1
 
 
@@ -75,7 +82,13 @@ class Order:
         self.blobs.compare_and_swap(key, stored.version if stored else None, canonical_json(dict(value)))
 
     def say(self, number: int, messages: list[dict[str, Any]]) -> None:
-        """Say something, as the call that carries it out."""
+        """Say something, as the call that carries it out.
+
+        Raises:
+            OrderOver: Nobody listens any more.
+        """
+        if self.get("over") is not None:
+            raise OrderOver
         self.put(f"said/{number:08d}", {"messages": messages})
 
     def said(self, after: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -88,10 +101,13 @@ class Order:
     def end(self, how: str) -> None:
         """Note that it is over, and remove what is needed no more."""
         self.put("over", {"how": how})
-        for key in list(self.blobs.list(f"{self.key}said/")):
-            self.blobs.delete(key)
-        for name in ("order", "stop", "heard"):
-            self.blobs.delete(f"{self.key}{name}.json")
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what is needed no more of one that is over; also what a call has said since."""
+        for key in list(self.blobs.list(self.key)):
+            if key.removeprefix(self.key) not in _KEPT:
+                self.blobs.delete(key)
 
 
 def orders_of(blobs: BlobStore, fingerprint: str) -> list[Order]:
@@ -107,6 +123,17 @@ def order_at(blobs: BlobStore, key: str) -> Order:
     return Order(blobs, fingerprint, int(number))
 
 
+def end_orders(blobs: BlobStore, fingerprint: str) -> bool:
+    """End the open orders of a run that is trained otherwise from now on; whether there were any.
+
+    Their calls see it at their next look at the store, and end.
+    """
+    found = [order for order in orders_of(blobs, fingerprint) if order.get("over") is None]
+    for order in found:
+        order.end("trained by another backend")
+    return bool(found)
+
+
 def keep_file(content: ContentStore, path: Path, sha256: str) -> None:
     """Store a file of a known digest, unless it is there. Whoever reads it by its digest verifies it."""
     spare(content.blobs, sha256)
@@ -117,6 +144,9 @@ def keep_file(content: ContentStore, path: Path, sha256: str) -> None:
 def fetch_files(content: ContentStore, files: Mapping[str, str], folder: Path) -> Path:
     """Bring files by name and digest into a folder, those that are missing there; every byte is verified."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+            raise CheckpointError(f"the file name {name!r} leads out of its folder", where="an order")
     for name, sha256 in files.items():
         target = folder / name
         if not target.exists():

@@ -8,6 +8,7 @@ import psutil
 
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.recipes.recipe import Recipe
+from kitchen_resources.training.port import Resolution
 
 # Below this size a second thread costs more than it brings: 12 ms a step on one thread, no less on two, and on
 # busy cores far more.
@@ -38,6 +39,15 @@ def choose_device(asked: str) -> str:
 def device_elsewhere(asked: str) -> str:
     """`cpu` or `cuda:0`, of a machine that can't be looked at from here."""
     return "cpu" if asked == "cpu" else "cuda:0"
+
+
+def to_run_here(resolution: Resolution) -> tuple[str, str]:
+    """Device and attention kernel for what this machine does of a run, such as evaluating it."""
+    attention = str(resolution.values["attention"])
+    if not resolution.elsewhere:
+        return resolution.device, attention
+    # What is installed there needn't be here.
+    return choose_device("auto"), "sdpa" if attention.startswith("flash") else attention
 
 
 def choose_threads(asked: int | None, parameters: int) -> int:

@@ -74,6 +74,7 @@ def resolve_here(
         state_bytes=state_bytes(
             trained_parameters=trained, stored_weight_bytes=4, moments=0 if recipe.optimizer == "sgd" else 2
         ),
+        elsewhere=bool(elsewhere),
     )
 
 

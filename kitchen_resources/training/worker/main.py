@@ -104,6 +104,9 @@ class WorkerEvents:
         assert published is not None
         return published
 
+    def check(self) -> None:
+        """See `TrainingEvents.check`: the launcher does, at every step."""
+
     def earlier_rows(self) -> Sequence[Sequence[int]]:
         """See `TrainingEvents.earlier_rows`."""
         return list(self._request["earlier_rows"])
