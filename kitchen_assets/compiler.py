@@ -348,7 +348,7 @@ class RecipeAssets:
             partitions_name(self._location, self.name),
             self.workflow.name,
             name,
-            is_last=name == self._last_stage(context),
+            ends=self._ends(context),
             needs_preflight=name
             not in {step.name for step in (*self.workflow.promotion, *self.workflow.checkpoint_jobs)},
             reads_models=reads_models,
@@ -360,8 +360,8 @@ class RecipeAssets:
         """Whether a run is to move `production`; a training that is judged by the way doesn't fail by the gate."""
         return bool(context.run.job_name == f"{self.name}_promote")
 
-    def _last_stage(self, context: Any) -> str:
-        """The stage with which this run is over: the last of those that it makes."""
+    def _ends(self, context: Any) -> list[str]:
+        """The stages with which this run is over: of those that it makes, the ones that no other waits for."""
         # Empty where a whole job runs in process.
         selected = context.run.asset_selection
         training = [step.name for step in self._made]
@@ -369,7 +369,10 @@ class RecipeAssets:
         made = promoted if self._promotes(context) else training
         if selected:
             made = [name for name in (*training, *promoted) if self.key(name) in selected]
-        return made[-1] if made else ""
+        if not set(made) <= set(training):
+            return made[-1:]
+        waited_for = {before for name in made for before in self._earlier.get(name, ())}
+        return [name for name in made if name not in waited_for]
 
     def _tags(self, kind: str) -> dict[str, str]:
         return {

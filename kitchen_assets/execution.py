@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -28,7 +29,7 @@ def run_stage(
     workflow: str,
     stage: str,
     *,
-    is_last: bool,
+    ends: Sequence[str],
     needs_preflight: bool,
     reads_models: bool,
     steps: Sequence[str],
@@ -42,7 +43,7 @@ def run_stage(
         partitions: Name of the dynamic partitions of its checkpoints.
         workflow: Name of the workflow.
         stage: Name of the stage.
-        is_last: Whether the run is over when this stage is.
+        ends: Names of the stages with which the run is over, once all of them are done.
         needs_preflight: Whether the launch must pass preflight first; a promotion trains nothing.
         reads_models: Whether it reads base, reference or teacher; else a recipe that this one builds on may be trained
             after it.
@@ -61,7 +62,7 @@ def run_stage(
                 context.instance.add_run_tags(context.run.run_id, {REFUSED: type(error).__name__})
             raise told_failure(context.instance, context.run.run_id, error) from None
         try:
-            with _reported(kitchen, workflow, stage, is_last=is_last) as blocked:
+            with _reported(kitchen, workflow, stage) as report:
                 if needs_preflight:
                     _preflight_once(kitchen, context.run.run_config, reads_models=reads_models)
                 with stage_running(context):
@@ -70,10 +71,11 @@ def run_stage(
                     except BaseException:
                         kitchen.forget_objects()
                         raise
-                    if is_last:
+                    report.ends_run = _all_done(kitchen, stage, ends)
+                    if report.ends_run:
                         kitchen.forget_objects()
                 kitchen.state.save()
-                blocked.extend(_failed_checks(result))
+                report.blocked.extend(_failed_checks(result))
                 return result
         except KitchenError as error:
             # Of the stage, or of telling of it: the store may be away from the first request on.
@@ -193,10 +195,35 @@ def _awaited(kitchen: StageContext) -> list[str]:
     return sorted({*made.values(), *missing.values()})
 
 
+def _all_done(kitchen: StageContext, stage: str, ends: Sequence[str]) -> bool:
+    """Whether the run is over with this stage: it is one of its ends, and the others are done."""
+    if stage not in ends:
+        return False
+    if len(ends) == 1:
+        return True
+    blobs = kitchen.launch.ports.blobs
+    keys = {end: f"launches/{kitchen.run_id}/ended-{kitchen.name}-{end}" for end in ends}
+    blobs.put_if_absent(keys[stage], b"")
+    return all(blobs.size(key) is not None for key in keys.values())
+
+
+@dataclass
+class _Report:
+    """What is to be told of a stage when it is over.
+
+    Attributes:
+        blocked: What of it blocks the run.
+        ends_run: Whether the run is over with it.
+    """
+
+    blocked: list[str] = field(default_factory=list)
+    ends_run: bool = False
+
+
 @contextmanager
-def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool) -> Iterator[list[str]]:
-    """Tell of a stage, and of the run where it starts or is over; what is put into the list blocks the run."""
-    blocked: list[str] = []
+def _reported(kitchen: StageContext, workflow: str, stage: str) -> Iterator[_Report]:
+    """Tell of a stage, and of the run where it starts or is over."""
+    report = _Report()
     telemetry = kitchen.launch.ports.telemetry
     run: dict[str, Any] = {"recipe": kitchen.name, "run": kitchen.run_id}
     started = time.time()
@@ -214,11 +241,11 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
         if error is not None:
             telemetry.emit("stage.run.exception", took, {**about, **said})
         telemetry.emit("stage.run.stop", took, {**about, "success": success})
-        if blocked:
-            said, success = {"error": "\n".join(blocked)}, False
+        if report.blocked:
+            said, success = {"error": "\n".join(report.blocked)}, False
         # Of the epochs of a failed run each fails by itself; the run is over once.
         stopped = f"launches/{kitchen.run_id}/stopped-{kitchen.name}"
-        if (is_last or said) and kitchen.launch.ports.blobs.put_if_absent(stopped, b""):
+        if (report.ends_run or said) and kitchen.launch.ports.blobs.put_if_absent(stopped, b""):
             stored = kitchen.launch.ports.blobs.get(key)
             began = float(stored.data) if stored else started
             took = {"duration_s": time.time() - began}
@@ -228,7 +255,7 @@ def _reported(kitchen: StageContext, workflow: str, stage: str, *, is_last: bool
             telemetry.emit("workflow.run.stop", took, {**about, "success": success})
 
     try:
-        yield blocked
+        yield report
     except BaseException as error:
         try:
             stop(error)

@@ -1,5 +1,6 @@
 """Workflows of one's own: what stages hand on, ordered and independent turns, conditions, branches, limits, retries."""
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -323,6 +324,21 @@ def test_branches_need_what_was_before_and_what_follows_needs_all_of_them(bench:
     bench.run(stages)
     assert (bench.said[0], bench.said[-1]) == ("before", "after")
     assert sorted(bench.said) == ["a", "after", "b", "before", "c"]
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_run_that_ends_in_branches_is_over_when_all_are(
+    bench: OwnBench, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    config, events = bench.config(), bench.folder / "events.jsonl"
+    config["resources"]["telemetry"]["config"]["jsonl"] = str(events)
+    monkeypatch.setattr(bench, "config", lambda: config)
+    bench.run([bench.saying("before"), parallel(*([bench.saying(name)] for name in names))])
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    ended = [event["metadata"].get("stage", "") for event in told if event["event"].endswith(".stop")]
+    assert sorted(ended[:-1]) == ["a", "b", "before"]
+    assert told[-1]["event"] == "workflow.run.stop"
+    assert [event["event"] for event in told].count("workflow.run.stop") == 1
 
 
 def test_branches_inside_a_turn_run_at_once(bench: OwnBench) -> None:
