@@ -222,6 +222,30 @@ def test_a_call_whose_id_was_lost_is_known_by_its_claim_and_alone_trains(
     assert len(trained) == 1
 
 
+def test_the_end_of_a_call_that_another_one_was_before_is_not_the_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = Bought(tmp_path, lambda key, call, blobs: None)
+    blobs = bought.trainer.blobs
+
+    def ended(call: str) -> Ended | None:
+        (key,) = bought.calls.made.values()
+        if call == "call-1":
+            # The one whose id was lost claims the order just now, and so this one has ended.
+            order_at(blobs, key).put("claim", {"call": "the lost one"})
+            return Ended()
+        blobs.delete(f"{key}claim.json")
+        carry_out(key, "the lost one", blobs)
+        return None
+
+    monkeypatch.setattr(bought.calls, "ended", ended)
+    shelf = bought.bench.shelf()
+    bought.train(shelf)
+    assert [step.global_step for step in shelf.steps] == [1, 2, 3]
+    assert bought.trainer.followed == ["call-1", "the lost one"]
+    assert bought.orders()[0].get("over") == {"how": "done"}
+
+
 def test_a_call_that_is_begun_twice_says_so(tmp_path: Path) -> None:
     def begun_twice(key: str, call: str, blobs: BlobStore) -> None:
         order = order_at(blobs, key)

@@ -187,7 +187,9 @@ class _Following:
                     if not error.mendable or now - answered > self._patience.silence:
                         raise
                     ended = None
-                if ended is not None and self._call != self._follow_claim():
+                looked_at = self._call
+                self._follow_claim()
+                if ended is not None and self._call != looked_at:
                     # Of two calls the other one carries it out.
                     continue
                 if ended is not None:
@@ -213,16 +215,15 @@ class _Following:
             self._order.put("call", {"call": self._calls.spawn(self._order.key)})
         self._follow_claim()
 
-    def _follow_claim(self) -> str:
-        """Follow the call that carries the order out, as far as is known; gives the one followed before."""
+    def _follow_claim(self) -> None:
+        """Follow the call that carries the order out, as far as is known."""
         found = self._order.get("claim") or self._order.get("call")
         assert found is not None
-        before, self._call = self._call, found["call"]
-        if before != self._call:
+        if found["call"] != self._call:
+            self._call = found["call"]
             with suppress(Exception):
                 # A tag for people; what is paid for isn't given up for it.
                 self._called(self._call)
-        return before
 
     def _begun(self) -> bool:
         self._is_begun = self._is_begun or self._order.get("claim") is not None
