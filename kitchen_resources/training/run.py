@@ -190,6 +190,9 @@ class TrainingRun:
                 self._remove_scratch()
                 lease.update(lambda current: replace(current, end=self._progress.end(current)))
             head = self.head()
+        if self._launch.ports.trainer.adapter.capabilities().by_store:
+            # Of a launcher that died when the last epoch was published.
+            self._end_orders("the run is trained")
         self._launch.ports.trainer.let_go()
         ledger = self._require_planned_rows(head)
         return Finished(head=head, selected=self._progress.selected(head), steps_done=steps, ledger=ledger)
@@ -286,8 +289,8 @@ class TrainingRun:
         if trainer.job is not job:
             trainer.discard()
             self._remove_scratch()
-            if not trainer.adapter.capabilities().by_store and end_orders(self._launch.ports.blobs, self.fingerprint):
-                self._observer.say("ended an order of this run that another backend was carrying out")
+            if not trainer.adapter.capabilities().by_store:
+                self._end_orders("trained by another backend")
             trainer.occupy(job)
         parent = self._parent(lease, job)
         epoch = self._next_epoch(parent)
@@ -317,6 +320,11 @@ class TrainingRun:
         trainer.keep(result.checkpoint, lease.token)
         events.epoch_done(result.checkpoint, time.monotonic() - started)
         return result.steps_done
+
+    def _end_orders(self, how: str) -> None:
+        """End what calls of a remote function may still be carrying out of this run."""
+        if end_orders(self._launch.ports.blobs, self.fingerprint, how):
+            self._observer.say(f"ended an open order of this run: {how}")
 
     def _give_up(self, lease: Lease, parent: LocalCheckpoint | None, error: StateLost) -> None:
         """Go on from the checkpoint before one whose state a remote service keeps no more."""

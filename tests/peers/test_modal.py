@@ -25,7 +25,7 @@ from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
 from kitchen_resources.training.orders import following
-from kitchen_resources.training.orders.order import orders_of
+from kitchen_resources.training.orders.order import Order, orders_of
 from tests.faults import test_torchrun as torchrun
 from tests.object_store import ObjectStore
 from tests.peers.modal_server import TOKEN, ModalServer
@@ -179,8 +179,13 @@ def test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made(
     assert result.optimizer_steps == 8
     assert result.model_path
     assert (Path(result.model_path) / "model.safetensors").is_file()
+    # As a launcher leaves it that dies when it has published the last epoch.
+    left = Order(bench.blobs, result.fingerprint, 3)
+    left.put("order", {"epoch": 2})
     again, _ = bench.run()
     assert (again.optimizer_steps, len(bench.server.calls)) == (0, 2)
+    assert left.get("over") == {"how": "the run is trained"}
+    assert left.get("order") is None
     for path in bench.folder.rglob("*"):
         if path.is_file():
             assert not any(part.encode() in path.read_bytes() for part in TOKEN), path

@@ -123,14 +123,14 @@ def order_at(blobs: BlobStore, key: str) -> Order:
     return Order(blobs, fingerprint, int(number))
 
 
-def end_orders(blobs: BlobStore, fingerprint: str) -> bool:
-    """End the open orders of a run that is trained otherwise from now on; whether there were any.
+def end_orders(blobs: BlobStore, fingerprint: str, how: str) -> bool:
+    """End the open orders of a run that needs them no more; whether there were any.
 
     Their calls see it at their next look at the store, and end.
     """
     found = [order for order in orders_of(blobs, fingerprint) if order.get("over") is None]
     for order in found:
-        order.end("trained by another backend")
+        order.end(how)
     return bool(found)
 
 
