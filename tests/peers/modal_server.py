@@ -25,7 +25,10 @@ TOKEN = ("ak-for-tests", "as-a-secret-of-the-tests")
 APP, FUNCTION = "crucible-kitchen", "carry_out"
 
 WORK = """
-import sys, time
+import signal, sys, time
+
+# Also where the tests themselves run in the background, and so without this signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from kitchen_resources.training.orders import carrying_out
 
 order, call, pause_s = sys.argv[1:]
