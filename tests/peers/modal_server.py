@@ -25,20 +25,21 @@ TOKEN = ("ak-for-tests", "as-a-secret-of-the-tests")
 APP, FUNCTION = "crucible-kitchen", "carry_out"
 
 WORK = """
-import signal, sys, time
+import os, signal, sys, time
 
 # Also where the tests themselves run in the background, and so without this signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from kitchen_resources.training.orders import carrying_out
 
-order, call, pause_s = sys.argv[1:]
+order, call, held_at, go = sys.argv[1:]
 step = carrying_out.OrderEvents.step
 
-def slowly(self, metrics):
+def held(self, metrics):
     step(self, metrics)
-    time.sleep(float(pause_s))
+    while metrics.global_step == int(held_at) and not os.path.exists(go):
+        time.sleep(0.05)
 
-carrying_out.OrderEvents.step = slowly
+carrying_out.OrderEvents.step = held
 carrying_out.SAY_S = carrying_out.LOOK_S = 0.1
 carrying_out.carry_out(order, call)
 """
@@ -70,7 +71,7 @@ class ModalServer:
         env: Of its processes, beside this one's.
         refuse: Asked of each request by its name; an error to answer with, or None.
         holds_back: Whether calls wait for a machine.
-        pause_s: How long a step of what is trained takes besides.
+        held_at: The step at whose end calls that begin now wait until `go`; 0 for none.
         calls: By id.
         requests: Names of all requests, in order.
         made: What was sent to make images and functions, in order.
@@ -80,7 +81,7 @@ class ModalServer:
     env: Mapping[str, str]
     refuse: Callable[[str], GRPCError | None] = lambda name: None
     holds_back: bool = False
-    pause_s: float = 0.0
+    held_at: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     made: list[Any] = field(default_factory=list)
@@ -138,11 +139,16 @@ class ModalServer:
         call.starts += 1
         with (self.folder / f"{name}.log").open("ab") as log:
             call.process = subprocess.Popen(
-                [sys.executable, "-c", WORK, call.order, name, str(self.pause_s)],
+                [sys.executable, "-c", WORK, call.order, name, str(self.held_at), str(self.folder / "go")],
                 env={**os.environ, **self.env},
                 stdout=log,
                 stderr=log,
             )
+
+    def go(self) -> None:
+        """Let the calls that are held go on; what begins from now on isn't held."""
+        self.held_at = 0
+        (self.folder / "go").touch()
 
     def end(self, call: Call, status: int | None = None) -> None:
         """End a call's process, if it is still at work."""

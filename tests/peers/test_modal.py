@@ -197,7 +197,7 @@ def test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made(
 def test_an_order_of_a_lost_launcher_is_followed_and_no_second_call_is_made(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:
-    bench.server.pause_s = 1.0
+    bench.server.held_at = 3
     process = bench.start()
     until(lambda: bench.digests(), process)
     process.kill()
@@ -205,7 +205,7 @@ def test_an_order_of_a_lost_launcher_is_followed_and_no_second_call_is_made(
     (first,) = bench.server.calls
     assert bench.server.status_of(bench.server.calls[first]) is None, "it goes on without its launcher"
     before = bench.digests()
-    bench.server.pause_s = 0.0
+    bench.server.go()
     bench.run()
     assert bench.digests() == expected, bench.said()
     assert expected.items() >= before.items()
@@ -251,11 +251,11 @@ def test_of_two_calls_of_an_order_one_carries_it_out(bench: Bench, expected: Map
 
 
 def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str]) -> None:
-    bench.server.pause_s = 1.0
+    bench.server.held_at = 3
     process = bench.start()
     until(lambda: bench.digests(), process)
     (first,) = bench.server.calls
-    bench.server.pause_s = 0.0
+    bench.server.held_at = 0
     bench.server.end(bench.server.calls[first], api_pb2.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE)
     said = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 0, said[-3000:]
@@ -265,11 +265,11 @@ def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str
 
 
 def test_a_machine_that_is_taken_away_says_so_and_is_gone_on_from(bench: Bench, expected: Mapping[int, str]) -> None:
-    bench.server.pause_s = 1.0
+    bench.server.held_at = 3
     process = bench.start()
     until(lambda: bench.digests(), process)
     (first,) = bench.server.calls
-    bench.server.pause_s = 0.0
+    bench.server.held_at = 0
     # As a function of Modal hears that its machine is wanted elsewhere.
     bench.server.calls[first].process.send_signal(signal.SIGINT)  # type: ignore[union-attr]
     said = process.communicate(timeout=300)[0].decode()
@@ -282,11 +282,11 @@ def test_a_machine_that_is_taken_away_says_so_and_is_gone_on_from(bench: Bench, 
 def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:
-    bench.server.pause_s = 1.0
+    bench.server.held_at = 3
     process = bench.start()
     until(lambda: bench.digests(), process)
     (first,) = bench.server.calls
-    bench.server.pause_s = 0.0
+    bench.server.held_at = 0
     call = bench.server.calls[first]
     bench.server.end(call)
     # As the service does it when a machine is taken away.
@@ -301,10 +301,14 @@ def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
 def test_a_canceled_run_publishes_its_step_and_leaves_no_call(
     bench: Bench, expected: Mapping[int, str], number: int
 ) -> None:
-    bench.server.pause_s = 1.0
+    bench.server.held_at = 3
     process = bench.start()
     until(lambda: bench.digests(), process)
     process.send_signal(number)
+    (fingerprint,) = CheckpointStore(bench.blobs).find("")
+    (order,) = orders_of(bench.blobs, fingerprint)
+    until(lambda: order.get("stop") is not None, process)
+    bench.server.go()
     said = process.communicate(timeout=120)[0].decode()
     assert process.returncode != 0, said[-3000:]
     head = bench.head()
@@ -313,19 +317,20 @@ def test_a_canceled_run_publishes_its_step_and_leaves_no_call(
     assert bench.steps() == list(range(1, head.entries()[-1].step + 1)), "published where it stopped"
     (call,) = bench.server.calls.values()
     assert bench.server.status_of(call) is not None
-    bench.server.pause_s = 0.0
     bench.run()
     assert expected.items() <= bench.digests().items()
     assert sorted(bench.steps()) == list(range(1, 9)), "no step was made twice"
 
 
 def test_a_service_that_stays_away_for_a_while_is_waited_for(bench: Bench, expected: Mapping[int, str]) -> None:
-    bench.server.pause_s = 0.3
+    bench.server.held_at = 3
     away = itertools.count()
 
     def refuse(name: str) -> GRPCError | None:
         if name == "FunctionGetOutputs" and next(away) < 8:
             return GRPCError(Status.UNAVAILABLE, "upstream connect error")
+        if name == "FunctionGetOutputs":
+            bench.server.go()
         return None
 
     bench.server.refuse = refuse
