@@ -19,8 +19,6 @@ import dagster as dg
 
 import kitchen_assets as kitchen
 from kitchen_resources.embedded import write_model
-from tests.object_store import BUCKET, object_store
-from tests.peers.modal_server import ModalServer
 from tests.peers.ray_cluster import ray_cluster
 from tests.peers.skyrl import KEY, skyrl
 
@@ -51,14 +49,12 @@ class Step:
     tokens: int
 
 
-def steps_on(
-    backend: Mapping[str, Any], folder: Path, base: Path, store: Mapping[str, Any] | None = None
-) -> list[Step]:
-    """Run the recipe on a backend; its steps. The store is a folder of its own, or the one that is given."""
+def steps_on(backend: Mapping[str, Any], folder: Path, base: Path) -> list[Step]:
+    """Run the recipe on a backend; its steps."""
     (folder / "dagster").mkdir(parents=True)
     events = folder / "events.jsonl"
     resources = {
-        "blobs": {"store": dict(store or {"local": {"path": str(folder / "store")}})},
+        "blobs": {"store": {"local": {"path": str(folder / "store")}}},
         "telemetry": {"console": False, "jsonl": str(events)},
         "trainer": {"backend": dict(backend)},
     }
@@ -67,19 +63,6 @@ def steps_on(
     told = [json.loads(line) for line in events.read_text().splitlines()]
     numbers = [event["measurements"] for event in told if event["event"] == "training.step"]
     return [Step(step["loss"], step["tokens"]) for step in numbers]
-
-
-def _on_modal(folder: Path, base: Path) -> list[Step]:
-    """By Modal's SDK, a server of its protocol, and a bucket."""
-    folder.mkdir()
-    with object_store(folder / "bucket") as bucket:
-        os.environ.update(bucket.env)
-        env = {**bucket.env, "KITCHEN_STORE": f"s3://{BUCKET}/side-by-side", "KITCHEN_SCRATCH": str(folder / "there")}
-        (folder / "calls").mkdir()
-        with ModalServer(folder / "calls", env) as server:
-            os.environ.update(server.settings)
-            store = {"s3": {"bucket": BUCKET, "prefix": "side-by-side"}}
-            return steps_on({"modal": {"device": "cpu", "threads": 1}}, folder / "run", base, store)
 
 
 def wrong(steps: Mapping[str, Sequence[Step]]) -> list[str]:
@@ -126,7 +109,6 @@ def main() -> int:
         with skyrl(folder / "skyrl", base) as server:
             service = {"base_model": str(base), "base_url": server.url, "request_deadline_s": 120.0}
             steps["tinker"] = steps_on({"tinker": service}, folder / "tinker", base)
-        steps["modal"] = _on_modal(folder / "modal", base)
         cluster = stack.enter_context(ray_cluster(folder / "ray.log"))
         os.environ.update(cluster.env)
         workers = {"address": cluster.address, "processes": 2, "threads": 1}
