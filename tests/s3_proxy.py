@@ -43,6 +43,11 @@ class Message:
         query = urlsplit(self.path).query
         return f"{self.method} ?{re.split('[=&]', query)[0]}" if query else self.method
 
+    @property
+    def is_repeat(self) -> bool:
+        """Whether botocore sends it again, as it says itself: `attempt=2; max=4`."""
+        return bool(re.match(r"attempt=(?!1\b)", self.header("amz-sdk-request")))
+
     def header(self, name: str) -> str:
         """A header's value; empty when it isn't there."""
         return {key.lower(): value for key, value in self.headers}.get(name.lower(), "")
@@ -113,8 +118,8 @@ class S3Proxy:
 
     @property
     def kinds(self) -> Counter[str]:
-        """How many requests of each kind there were."""
-        return Counter(request.kind for request in self.requests)
+        """How many requests of each kind there were, without the client's repeats of one whose answer was late."""
+        return Counter(request.kind for request in self.requests if not request.is_repeat)
 
     def forget(self) -> None:
         """Start the record anew."""

@@ -305,7 +305,8 @@ def test_a_listing_of_more_than_a_page_is_whole(proxy: S3Proxy, blobs: S3Blobs, 
         name = blobs._name
         list(pool.map(lambda key: client.put_object(Bucket=BUCKET, Key=name(key), Body=b""), keys))
     assert sorted(blobs.list("many/")) == keys
-    assert proxy.kinds["GET ?list-type"] == 2
+    # How many it puts on a page is the service's own affair.
+    assert proxy.kinds["GET ?list-type"] >= 2
 
 
 def test_a_listing_whose_second_page_fails_is_no_short_listing(
