@@ -90,7 +90,7 @@ backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses 
 	OMP_NUM_THREADS=1 $(PY) -m tests.peers.side_by_side
 
 $(VENV)/.peers: $(SETUP)
-	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,tinker,ray,modal,harness]"
+	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e ".[dev,environments,tinker,ray,modal,fireworks,harness]"
 	@touch $@
 
 $(SKYRL)/.ready: $(SETUP) tests/peers/skyrl-requirements.txt

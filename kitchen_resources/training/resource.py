@@ -1,21 +1,19 @@
 """The `trainer` resource: which backend trains, chosen at launch by one word of run config."""
 
 from pathlib import Path
-from typing import Dict, Literal, Optional, Union
+from typing import Literal, Optional, Union
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from kitchen_resources.endpoints import check_endpoint
 from kitchen_resources.errors import ConfigError
+from kitchen_resources.training.fireworks.config import FireworksBackend
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.modal.config import ModalBackend
 from kitchen_resources.training.noop import NoopTrainer
 from kitchen_resources.training.port import Trainer
 from kitchen_resources.training.ray.config import RayBackend
-
-TINKER = "https://tinker.thinkingmachines.dev/services/tinker-prod"
-"""The default endpoint of Tinker's SDK."""
+from kitchen_resources.training.tinker.config import TinkerBackend
 
 
 class TrlBackend(dg.Config):
@@ -81,46 +79,6 @@ class LocalBackend(dg.Config):
         return LocalTrainer(device=self.device, threads=self.threads)
 
 
-class TinkerBackend(dg.Config):
-    """A service that speaks the Tinker API, by the kitchen's own loops. Its key is read from TINKER_API_KEY alone."""
-
-    kind: Literal["tinker"] = "tinker"
-    base_model: str = Field(description="The recipe's base model, by the service's name of it.")
-    base_url: Optional[str] = Field(default=None, description="Where the service is; null for Tinker's own.")
-    request_deadline_s: float = Field(default=600.0, description="How long to wait for one answer, in seconds.")
-    keep_days: Optional[float] = Field(
-        default=30.0, description="Days that the service keeps what a run is resumed from; null for no limit."
-    )
-    models: Dict[str, str] = Field(
-        default={},
-        description="The service's names of teacher and reference, by role; without one they run on this machine.",
-    )
-
-    def adapter(self) -> Trainer:
-        """The backend."""
-        from kitchen_resources.training.tinker.backend import TinkerTrainer
-
-        for name, value in (("request_deadline_s", self.request_deadline_s), ("keep_days", self.keep_days)):
-            if value is not None and not value > 0:
-                raise ConfigError(
-                    f"must be above 0, got {value}", where=f"trainer.backend.tinker.{name}", fix=f"{name}: 30"
-                )
-        unknown = sorted(set(self.models) - {"teacher", "reference"})
-        if unknown:
-            raise ConfigError(
-                f"there is no role {unknown[0]!r}", where="trainer.backend.tinker.models", fix="teacher or reference"
-            )
-        where = "trainer.backend.tinker.base_url"
-        return TinkerTrainer(
-            self.base_model,
-            # The key is sent there.
-            base_url=check_endpoint(self.base_url, TINKER, where=where) if self.base_url else None,
-            deadline_s=self.request_deadline_s,
-            keep_days=self.keep_days,
-            models=self.models,
-        )
-
-
 class NoopBackend(dg.Config):
     """Nothing is learned: weightless, instant, deterministic; to try out everything around training."""
 
@@ -137,9 +95,9 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     At launch: `resources: {trainer: {config: {backend: {noop: {}}}}}`.
     """
 
-    backend: Union[TrlBackend, LocalBackend, TinkerBackend, RayBackend, ModalBackend, NoopBackend] = Field(
-        default_factory=TrlBackend, discriminator="kind", description="Which backend trains."
-    )
+    backend: Union[
+        TrlBackend, LocalBackend, TinkerBackend, FireworksBackend, RayBackend, ModalBackend, NoopBackend
+    ] = Field(default_factory=TrlBackend, discriminator="kind", description="Which backend trains.")
 
     _live: Optional[LiveTrainer] = PrivateAttr(default=None)
 

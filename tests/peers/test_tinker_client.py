@@ -12,8 +12,9 @@ from kitchen_resources.errors import BackendError, CapabilityError, ConfigError,
 from kitchen_resources.training.loops.data import per_token, shifted
 from kitchen_resources.training.loops.preference import dpo_loss
 from kitchen_resources.training.port import AdamParams, Datum, ModelInput, SamplingParams, TrainingClient
-from kitchen_resources.training.tinker.client import TinkerTrainingClient
-from kitchen_resources.training.tinker.service import TinkerService, TinkerSettings
+from kitchen_resources.training.remote.asking import ServiceSettings
+from kitchen_resources.training.remote.client import RemoteTrainingClient
+from kitchen_resources.training.tinker.service import TinkerService
 from tests.peers.skyrl import KEY, SkyRL
 
 ADAM = AdamParams(learning_rate=1.0e-2)
@@ -33,17 +34,17 @@ def batch(seed: int = 0, rows: int = 4) -> list[Datum]:
 
 @pytest.fixture
 def service(server: SkyRL, base: Path) -> Iterator[TinkerService]:
-    found = TinkerService(TinkerSettings(server.url, str(base), rank=8, seed=3, deadline_s=120.0, label="tests"))
+    found = TinkerService(ServiceSettings(server.url, str(base), rank=8, seed=3, deadline_s=120.0, label="tests"))
     yield found
     found.close()
 
 
 @pytest.fixture
-def open_client(service: TinkerService) -> Iterator[Callable[[], TinkerTrainingClient]]:
-    opened: list[TinkerTrainingClient] = []
+def open_client(service: TinkerService) -> Iterator[Callable[[], RemoteTrainingClient]]:
+    opened: list[RemoteTrainingClient] = []
 
-    def open_client() -> TinkerTrainingClient:
-        opened.append(TinkerTrainingClient(service, batch(9)))
+    def open_client() -> RemoteTrainingClient:
+        opened.append(RemoteTrainingClient(service, batch(9)))
         return opened[-1]
 
     yield open_client
@@ -77,14 +78,14 @@ def local_client(base: Path, adapter: Path | None = None) -> Any:
     return LocalTrainingClient(model, LocalSettings(seed=0, pad_token_id=PAD_ID))
 
 
-def test_the_loss_falls_and_work_is_sent_ahead(open_client: Callable[[], TinkerTrainingClient]) -> None:
+def test_the_loss_falls_and_work_is_sent_ahead(open_client: Callable[[], RemoteTrainingClient]) -> None:
     losses = train(open_client(), 10)
     assert losses[-2] < losses[0] - 0.1
     assert losses[-1] < losses[1] - 0.1
 
 
 def test_the_first_loss_is_that_of_the_base_on_this_machine(
-    open_client: Callable[[], TinkerTrainingClient], base: Path
+    open_client: Callable[[], RemoteTrainingClient], base: Path
 ) -> None:
     there = open_client().forward_backward(batch(), "cross_entropy").result()
     here = local_client(base).forward_backward(batch(), "cross_entropy").result()
@@ -94,7 +95,7 @@ def test_the_first_loss_is_that_of_the_base_on_this_machine(
 
 
 def test_a_state_comes_back_with_its_moments_and_as_an_adapter_that_is_the_model(
-    open_client: Callable[[], TinkerTrainingClient], base: Path, tmp_path: Path
+    open_client: Callable[[], RemoteTrainingClient], base: Path, tmp_path: Path
 ) -> None:
     first = open_client()
     train(first, 4)
@@ -126,7 +127,7 @@ def test_a_state_comes_back_with_its_moments_and_as_an_adapter_that_is_the_model
 
 
 def test_another_probe_loss_than_at_the_save_is_refused(
-    open_client: Callable[[], TinkerTrainingClient], tmp_path: Path
+    open_client: Callable[[], RemoteTrainingClient], tmp_path: Path
 ) -> None:
     first = open_client()
     train(first, 1)
@@ -148,7 +149,7 @@ def test_another_probe_loss_than_at_the_save_is_refused(
 
 
 def test_a_loss_of_ones_own_has_the_gradients_of_the_named_one(
-    open_client: Callable[[], TinkerTrainingClient],
+    open_client: Callable[[], RemoteTrainingClient],
 ) -> None:
     def own(data: Sequence[Datum], logprobs: Sequence[Any]) -> Any:
         import torch
@@ -172,7 +173,7 @@ def test_a_loss_of_ones_own_has_the_gradients_of_the_named_one(
     assert found == pytest.approx(expected, abs=SAME)
 
 
-def test_a_preference_is_learned(open_client: Callable[[], TinkerTrainingClient]) -> None:
+def test_a_preference_is_learned(open_client: Callable[[], RemoteTrainingClient]) -> None:
     client = open_client()
     pair = batch(4, rows=2)
     reference = [
@@ -202,7 +203,7 @@ def test_a_preference_is_learned(open_client: Callable[[], TinkerTrainingClient]
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
-def test_what_is_sampled_can_be_trained_on(open_client: Callable[[], TinkerTrainingClient], loss: str) -> None:
+def test_what_is_sampled_can_be_trained_on(open_client: Callable[[], RemoteTrainingClient], loss: str) -> None:
     client = open_client()
     prompt = [40, 41, 42]
     params = SamplingParams(max_tokens=6, seed=1)
@@ -233,7 +234,7 @@ def test_what_is_sampled_can_be_trained_on(open_client: Callable[[], TinkerTrain
     assert sum(v or 0.0 for v in after[3:]) > sum(v or 0.0 for v in before[3:])
 
 
-def test_greedy_samples_end_at_a_stop_token(open_client: Callable[[], TinkerTrainingClient]) -> None:
+def test_greedy_samples_end_at_a_stop_token(open_client: Callable[[], RemoteTrainingClient]) -> None:
     client = open_client()
     greedy = SamplingParams(max_tokens=6, temperature=0.0)
     (whole,) = client.sample(ModelInput([50, 51]), 1, greedy).result()
@@ -249,7 +250,7 @@ def test_greedy_samples_end_at_a_stop_token(open_client: Callable[[], TinkerTrai
 def test_places_are_given_back(service: TinkerService) -> None:
     # The server has eight, one of them the base's.
     for _ in range(12):
-        client = TinkerTrainingClient(service)
+        client = RemoteTrainingClient(service)
         client.forward_backward(batch(), "cross_entropy").result()
         client.close()
         client.close()
@@ -258,7 +259,7 @@ def test_places_are_given_back(service: TinkerService) -> None:
 
 
 def test_what_would_poison_a_client_is_refused_before_it_is_sent(
-    open_client: Callable[[], TinkerTrainingClient],
+    open_client: Callable[[], RemoteTrainingClient],
 ) -> None:
     client = open_client()
     (row,) = batch(rows=1)
@@ -274,7 +275,7 @@ def test_what_would_poison_a_client_is_refused_before_it_is_sent(
 
 
 def test_what_the_server_refuses_is_a_typed_error_without_the_key(
-    open_client: Callable[[], TinkerTrainingClient],
+    open_client: Callable[[], RemoteTrainingClient],
 ) -> None:
     client = open_client()
     row = batch(rows=1)[0]
@@ -287,7 +288,7 @@ def test_what_the_server_refuses_is_a_typed_error_without_the_key(
 
 
 def test_an_unknown_base_is_refused_though_the_server_would_train_another(server: SkyRL) -> None:
-    service = TinkerService(TinkerSettings(server.url, "no/such", rank=8, seed=0, deadline_s=60.0))
+    service = TinkerService(ServiceSettings(server.url, "no/such", rank=8, seed=0, deadline_s=60.0))
     try:
         with pytest.raises(CapabilityError, match="no base model 'no/such'"):
             service.require_base_model()
@@ -299,13 +300,13 @@ def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, server:
     for value in ("", "sk-something-else"):
         monkeypatch.setenv("TINKER_API_KEY", value)
         with pytest.raises(ConfigError) as refused:
-            TinkerService(TinkerSettings(server.url, "any", rank=8, seed=0))
+            TinkerService(ServiceSettings(server.url, "any", rank=8, seed=0))
         assert "TINKER_API_KEY" in str(refused.value)
         assert not value or value not in str(refused.value)
 
 
 def test_a_server_that_is_away_is_told_within_the_deadline(base: Path) -> None:
-    service = TinkerService(TinkerSettings("http://127.0.0.1:9", str(base), rank=8, seed=0, deadline_s=3.0))
+    service = TinkerService(ServiceSettings("http://127.0.0.1:9", str(base), rank=8, seed=0, deadline_s=3.0))
     try:
         with pytest.raises(BackendError, match="no answer within 3 s") as told:
             service.require_base_model()

@@ -1,4 +1,4 @@
-"""Primitives on a service that speaks the Tinker API, through its SDK; nothing outside this package imports it.
+"""Primitives on a service that speaks the Tinker API, through an SDK of it.
 
 After a failed request a training client takes no further ones, so a client is made for an attempt and never
 mended. A state is only ever restored into a new one, as servers want it.
@@ -29,9 +29,7 @@ from kitchen_resources.training.port import (
     SampledSequence,
     SamplingParams,
 )
-from kitchen_resources.training.tinker.service import TinkerService
-
-STATE_FILE = "tinker.json"
+from kitchen_resources.training.remote.asking import Service
 
 ALPHA = 32
 """Scale of an adapter at every such service; a recipe can't choose it."""
@@ -46,7 +44,7 @@ _SAMPLED = frozenset({"importance_sampling", "ppo", "cispo"})
 class _Answer(Future):  # type: ignore[type-arg]
     """A future of the SDK, with a deadline, and its result in the kitchen's types."""
 
-    def __init__(self, service: TinkerService, sent: Any, read: Callable[[Any], Any], what: str) -> None:
+    def __init__(self, service: Service, sent: Any, read: Callable[[Any], Any], what: str) -> None:
         super().__init__()
         self._service = service
         self._sent = sent
@@ -68,7 +66,7 @@ class _Answer(Future):  # type: ignore[type-arg]
         return super().exception(0)
 
 
-class TinkerTrainingClient:
+class RemoteTrainingClient:
     """A `TrainingClient` at a service.
 
     The model is made there when it is first needed, so that a state can be its first request.
@@ -78,12 +76,21 @@ class TinkerTrainingClient:
         probe: Data whose loss is noted with a saved state, and compared when it is restored.
     """
 
-    def __init__(self, service: TinkerService, probe: Sequence[Datum] = ()) -> None:
+    def __init__(self, service: Service, probe: Sequence[Datum] = ()) -> None:
         self._service = service
         self._probe = list(probe)
         self._training: Any = None
         self._sampling: Any = None
         self._closed = False
+
+    @property
+    def _where(self) -> str:
+        return f"backend {self._service.name}"
+
+    @property
+    def _state_file(self) -> str:
+        """What is known of a state that the service keeps."""
+        return f"{self._service.name}.json"
 
     # Training.
 
@@ -93,7 +100,7 @@ class TinkerTrainingClient:
         """See `TrainingClient.forward_backward`. The loss is worked out here: services don't agree on what they tell."""
         return self._sent(
             lambda: self._model().forward_backward(
-                [_sent_datum(self._service.sdk, datum, loss_fn) for datum in _required(data, loss_fn)],
+                [_sent_datum(self._service.sdk, datum, loss_fn) for datum in _required(data, loss_fn, self._where)],
                 loss_fn,
                 dict(loss_fn_config) if loss_fn_config else None,
             ),
@@ -116,7 +123,10 @@ class TinkerTrainingClient:
 
         def send() -> Any:
             model = self._model()
-            sent = [_sent_datum(self._service.sdk, datum, "cross_entropy") for datum in _required(data, "custom")]
+            sent = [
+                _sent_datum(self._service.sdk, datum, "cross_entropy")
+                for datum in _required(data, "custom", self._where)
+            ]
             return self._service.call(lambda: model.forward_backward_custom(sent, loss), "a custom loss")
 
         def read(_: Any) -> ForwardBackwardResult:
@@ -183,22 +193,22 @@ class TinkerTrainingClient:
         expires = "" if kept_s is None else (datetime.now(UTC) + timedelta(seconds=kept_s)).isoformat()
         state = ExternalState(uri=saved.path, expires=expires, probe_loss=loss)
         record = {"base_model": settings.base_model, "service": settings.service, **asdict(state)}
-        (folder / STATE_FILE).write_bytes(canonical_json(record))
+        (folder / self._state_file).write_bytes(canonical_json(record))
         return (state,)
 
     def _load(self, folder: Path, *, weights_only: bool) -> None:
-        if not (folder / STATE_FILE).is_file():
-            raise BackendError(f"there is no saved state in {folder}", where="backend tinker")
-        saved = json.loads((folder / STATE_FILE).read_bytes())
+        if not (folder / self._state_file).is_file():
+            raise BackendError(f"there is no saved state in {folder}", where=self._where)
+        saved = json.loads((folder / self._state_file).read_bytes())
         if saved["service"] != self._service.settings.service:
             # Another service would say that it has no such state, and sound checkpoints would be given up for it.
             raise ConfigError(
                 f"is {self._service.settings.service}, and this run's states are kept by {saved['service']}",
-                where="trainer.backend.tinker.base_url",
+                where=f"trainer.backend.{self._service.name}.base_url",
                 fix="name that one again; or start anew from the weights: continue_from with carry: weights",
             )
         if saved["expires"] and datetime.fromisoformat(saved["expires"]) < datetime.now(UTC):
-            raise StateLost(f"the state {saved['uri']} was kept until {saved['expires']}", where="backend tinker")
+            raise StateLost(f"the state {saved['uri']} was kept until {saved['expires']}", where=self._where)
         self._give_back()
         self._training = self._service.train(saved["uri"], optimizer=not weights_only)
         found = self._probed()
@@ -206,7 +216,7 @@ class TinkerTrainingClient:
         if found is not None and known is not None and not abs(found - known) <= PROBE_TOLERANCE:
             raise StateLost(
                 f"the state {saved['uri']} has a probe loss of {found:.6g}, and had {known:.6g} when it was saved",
-                where="backend tinker",
+                where=self._where,
             )
 
     def _probed(self) -> float | None:
@@ -225,7 +235,7 @@ class TinkerTrainingClient:
 
     def _model(self) -> Any:
         if self._closed:
-            raise BackendError("the client is closed", where="backend tinker")
+            raise BackendError("the client is closed", where=self._where)
         if self._training is None:
             self._training = self._service.train()
         return self._training
@@ -233,8 +243,7 @@ class TinkerTrainingClient:
     def _sampler(self) -> Any:
         """Samples by the weights of this moment."""
         if self._sampling is None:
-            model = self._model()
-            self._sampling = self._service.call(model.save_weights_and_get_sampling_client, "weights to sample by")
+            self._sampling = self._service.sampler(self._model())
         return self._sampling
 
     def _sent(self, send: Callable[[], Any], read: Callable[[Any], Any], what: str) -> "Future[Any]":
@@ -252,10 +261,10 @@ class TinkerTrainingClient:
         return future
 
 
-class TinkerBaseClient:
+class RemoteBaseClient:
     """A model of the service that is only read: samples and log-probabilities."""
 
-    def __init__(self, service: TinkerService, base_model: str) -> None:
+    def __init__(self, service: Service, base_model: str) -> None:
         self._service = service
         self._sampler = service.base_sampler(base_model)
 
@@ -273,9 +282,7 @@ class TinkerBaseClient:
         """See `TrainingClient.close`."""
 
 
-def ask_samples(
-    service: TinkerService, sampler: Any, prompt: ModelInput, num_samples: int, params: SamplingParams
-) -> Any:
+def ask_samples(service: Service, sampler: Any, prompt: ModelInput, num_samples: int, params: SamplingParams) -> Any:
     """Ask for continuations of a prompt; each prompt draws numbers of its own from one seed."""
     asked = service.sdk.SamplingParams(
         max_tokens=params.max_tokens,
@@ -300,30 +307,28 @@ def _sent_datum(sdk: Any, datum: Datum, loss_fn: str) -> Any:
     return sdk.Datum(model_input=_input(sdk, datum.model_input), loss_fn_inputs=inputs)
 
 
-def _required(data: Sequence[Datum], loss_fn: str) -> Sequence[Datum]:
+def _required(data: Sequence[Datum], loss_fn: str, where: str) -> Sequence[Datum]:
     """The data, refused here where a service would answer with a poisoned client."""
     if loss_fn != "custom" and loss_fn not in LOSSES:
-        raise BackendError(f"there is no loss {loss_fn!r}", where="backend tinker", fix=f"one of {', '.join(LOSSES)}")
+        raise BackendError(f"there is no loss {loss_fn!r}", where=where, fix=f"one of {', '.join(LOSSES)}")
     if not data:
-        raise BackendError("the batch is empty", where="backend tinker", fix="give it at least one datum")
+        raise BackendError("the batch is empty", where=where, fix="give it at least one datum")
     for datum in data:
         given, length = datum.loss_fn_inputs, len(datum.model_input.tokens)
         needed = ("target_tokens", *(("logprobs", "advantages") if loss_fn in {*_SAMPLED, "dro"} else ()))
         for name in needed:
             if name not in given:
-                raise BackendError(f"a datum has no {name}", where="backend tinker", fix=f"give {name}, one a token")
+                raise BackendError(f"a datum has no {name}", where=where, fix=f"give {name}, one a token")
         for name, values in given.items():
             if len(values) != length:
                 raise BackendError(
                     f"{name} has length {len(values)}, and the input {length}",
-                    where="backend tinker",
+                    where=where,
                     fix="one value for each token of the input",
                 )
         weights = given.get("weights", [])
         if loss_fn in _SAMPLED and any(a and not w for a, w in zip(given["advantages"], weights, strict=False)):
-            raise BackendError(
-                "a token of weight 0 has an advantage", where="backend tinker", fix="give it the advantage 0"
-            )
+            raise BackendError("a token of weight 0 has an advantage", where=where, fix="give it the advantage 0")
     return data
 
 
@@ -335,9 +340,15 @@ def _named_result(
 
     from kitchen_resources.training.local.losses import LOSSES as FORMULAS
 
+    outputs = list(found.loss_fn_outputs)
+    if len(outputs) != len(data) or not all("logprobs" in output for output in outputs):
+        # Some tell the loss of a batch alone.
+        if "loss:sum" not in found.metrics:
+            raise BackendError("a pass is answered with neither log-probabilities nor a loss")
+        return ForwardBackwardResult({"loss:sum": float(found.metrics["loss:sum"])}, [])
     logprobs = [
         list(map(float, output["logprobs"].tolist()))[: len(datum.model_input.tokens)]
-        for output, datum in zip(found.loss_fn_outputs, data, strict=True)
+        for output, datum in zip(outputs, data, strict=True)
     ]
     loss_of, _, settings = FORMULAS[loss_fn]
     total = 0.0
