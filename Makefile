@@ -83,7 +83,8 @@ full: chromium $(VENV)/.docs ## the long tests that make test leaves to make tes
 # In an environment of its own, as its pins are not ours; and as docs/decisions/0019-remote-services.md says.
 SKYRL := $(VENV)/peers/skyrl
 MLFLOW := $(VENV)/peers/mlflow
-peers: $(VENV)/.peers $(SKYRL)/.ready $(MLFLOW)/.ready ## backends against real servers of theirs, on loopback
+HATCHERY := $(VENV)/peers/hatchery
+peers: $(VENV)/.peers $(SKYRL)/.ready $(HATCHERY)/.ready $(MLFLOW)/.ready ## backends against real servers of theirs, on loopback
 	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 3 --dist loadfile tests/peers
 
 backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses side by side
@@ -100,6 +101,13 @@ $(SKYRL)/.ready: $(SETUP) tests/peers/skyrl-requirements.txt
 	$(SKYRL)/bin/pip install --quiet --no-compile -r tests/peers/skyrl-requirements.txt
 	@echo "import typing, typing_extensions; typing.TypedDict = typing_extensions.TypedDict" \
 	  > $$($(SKYRL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/typed_dict.pth
+	@touch $@
+
+# Beside the environment, whose torch and transformers it uses; as docs/decisions/0031-fireworks.md says.
+$(HATCHERY)/.ready: $(SETUP)
+	$(PY) -m pip install --quiet --no-compile --no-deps --ignore-requires-python --upgrade --target $(HATCHERY) \
+	  hatchery-core==0.3.0 hatchery-client==0.2.0 fastapi==0.165.0 msgpack==1.2.4 aiosqlite==0.22.1 structlog==26.1.0 \
+	  python-multipart==0.0.34 annotated-doc==0.0.7
 	@touch $@
 
 $(MLFLOW)/.ready: $(SETUP)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from typing_extensions import Annotated, Required
+from typing_extensions import is_typeddict
 
 GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 413: 8, 422: 3, 429: 8, 500: 13, 501: 12, 503: 14, 504: 4}
 FAILED_PRECONDITION = 9
@@ -134,7 +134,7 @@ def _of_fields(value: Any, fields: Mapping[str, tuple[Any, bool]], where: str) -
     dot = f"{where}." if where else ""
     found = [f"{dot}{name}: unknown field" for name in value if name not in fields]
     found += [f"{dot}{name}: required" for name, (_, required) in fields.items() if required and name not in value]
-    for name in value.keys() & fields.keys():
+    for name in (name for name in value if name in fields):
         found += problems(value[name], fields[name][0], f"{dot}{name}")
     return found
 
@@ -153,7 +153,7 @@ def _of_list(value: Any, item: Any, where: str) -> list[str]:
 
 def _of_query(query: Mapping[str, str], fields: Mapping[str, tuple[Any, bool]]) -> list[str]:
     found = [f"{name}: unknown parameter" for name in query if name not in fields]
-    for name in query.keys() & fields.keys():
+    for name in (name for name in query if name in fields):
         kind = fields[name][0]
         while get_origin(kind) in (Annotated, Required):
             kind = get_args(kind)[0]

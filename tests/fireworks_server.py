@@ -28,6 +28,7 @@ from tests.fireworks_schema import (
     storage_error,
 )
 
+KEY = "fw-a-key-for-the-tests"
 BASE_ACCOUNT = "fireworks"
 CREATED = "2026-01-01T00:00:00Z"
 FINE = {"code": "OK", "message": ""}
@@ -60,11 +61,8 @@ def default_script(collection: str) -> list[Moment]:
 def default_files(job: dict[str, Any]) -> dict[str, bytes]:
     """An adapter without any tensor, and a file nobody asked for."""
     settings = job.get("trainingConfig", job)
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": settings.get("baseModel"),
-        "r": settings.get("loraRank", 8),
-    }
+    base, rank = settings.get("baseModel"), settings.get("loraRank", 8)
+    config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": rank}
     return {
         "adapter_config.json": json.dumps(config).encode(),
         "adapter_model.safetensors": (2).to_bytes(8, "little") + b"{}",
@@ -134,9 +132,9 @@ class FireworksServer:
     """See the module.
 
     Attributes:
-        script: What looks at jobs that are created from now on say, one each; the last is said ever after. None for
+        script: What looks at jobs say that are created from now on, one each, the last ever after; None for
             `default_script`.
-        resumed: The same for jobs that are resumed; after PENDING; None for `default_script` from RUNNING on.
+        resumed: The same for jobs that are resumed, which are PENDING first; None for the end of `default_script`.
         ready_after: How many looks at a data set that was uploaded find it not ready.
         upload_limit: Largest body of `:upload`, in bytes.
         fewest: Fewest lines of a data set.
@@ -193,7 +191,7 @@ class FireworksServer:
         pattern: str,
         status: int | Lost,
         times: int = 1,
-        headers: Mapping[str, str] = {},
+        headers: Mapping[str, str] | None = None,
         body: Any = None,
     ) -> Fault:
         """Let something else happen to the next requests whose `<method> <path>` matches a pattern."""
@@ -238,7 +236,8 @@ class FireworksServer:
             raise Refusal(404, f"{request.method} {request.path} isn't found")
         call, do = route
         body = None if request.method in ("GET", "DELETE") or call == "upload" else request.body
-        problems = request_problems(f"{RESOURCES[collection]}_{call}", body, request.query)
+        resource = re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", collection.removesuffix("s"))
+        problems = request_problems(f"{resource}_{call}", body, request.query)
         if request.method == "POST" and not isinstance(request.body, dict):
             problems = ["body: it is no object"]
         if problems:
@@ -343,8 +342,9 @@ class FireworksServer:
         settings = call.body if call.collection == "supervisedFineTuningJobs" else call.body.get("trainingConfig", {})
         self._check_origin(settings)
         wanted = "preference" if call.collection == "dpoJobs" else "chat"
-        for which in {call.body["dataset"], call.body.get("evaluationDataset", call.body["dataset"])}:
-            self._check_dataset(which, wanted)
+        for which in ("dataset", "evaluationDataset"):
+            if which in call.body:
+                self._check_dataset(call.body[which], wanted)
         model = resource_id(settings.get("outputModel", name).removeprefix(f"accounts/{self.account}/models/"))
         if model in self.models:
             raise Refusal(400, f"model {model} already exists")
@@ -356,9 +356,9 @@ class FireworksServer:
         base, warm = settings.get("baseModel", ""), settings.get("warmStartFrom", "")
         if bool(base) == bool(warm):
             raise Refusal(400, "exactly one of base_model and warm_start_from must be given")
-        if base and base.removeprefix(f"accounts/{BASE_ACCOUNT}/models/") not in self.base_models - {base}:
+        if base and base not in {f"accounts/{BASE_ACCOUNT}/models/{name}" for name in self.base_models}:
             raise Refusal(400, f"base model {base} isn't found or can't be tuned")
-        if warm and warm.removeprefix(f"accounts/{self.account}/models/") not in self.models.keys() - {warm}:
+        if warm and warm not in {f"accounts/{self.account}/models/{name}" for name in self.models}:
             raise Refusal(400, f"model {warm} isn't found")
 
     def _check_dataset(self, name: str, wanted: str) -> None:
@@ -422,11 +422,8 @@ class FireworksServer:
         job = self._kept(call)
         settings = job.get("trainingConfig", job)
         said = {"kind": "HF_PEFT_ADDON", "state": "READY", "public": False, "createTime": CREATED, "status": FINE}
-        peft = {
-            "baseModel": settings.get("baseModel", ""),
-            "r": settings.get("loraRank", 8),
-            "targetModules": ["q_proj"],
-        }
+        base, rank = settings.get("baseModel", ""), settings.get("loraRank", 8)
+        peft = {"baseModel": base, "r": rank, "targetModules": ["q_proj"]}
         names = {"name": f"accounts/{self.account}/models/{call.name}", "fineTuningJob": job["name"]}
         return checked("Model", {**said, **names, "peftDetails": peft})
 
@@ -464,12 +461,6 @@ class FireworksServer:
         return Answer(200, b"")
 
 
-RESOURCES = {
-    "datasets": "dataset",
-    "models": "model",
-    "supervisedFineTuningJobs": "supervised_fine_tuning_job",
-    "dpoJobs": "dpo_job",
-}
 ROUTES: dict[str, tuple[str, Callable[[FireworksServer, Call], dict[str, Any]]]] = {
     "POST datasets": ("create", FireworksServer._create_dataset),
     "GET datasets/*": ("get", FireworksServer._get_dataset),
@@ -490,9 +481,7 @@ ROUTES: dict[str, tuple[str, Callable[[FireworksServer, Call], dict[str, Any]]]]
 
 
 @contextmanager
-def fireworks_server(
-    key: str = "fw-a-key-for-the-tests", account: str = "kitchen-tests"
-) -> Iterator[FireworksServer]:
+def fireworks_server(key: str = KEY, account: str = "kitchen-tests") -> Iterator[FireworksServer]:
     """A running server.
 
     Raises:

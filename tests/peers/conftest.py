@@ -9,6 +9,8 @@ import pytest
 
 from kitchen_resources.embedded import write_model
 from kitchen_resources.training.tinker.backend import TinkerTrainer
+from tests.peers.hatchery import Hatchery
+from tests.peers.hatchery_app import KEY as FIREWORKS_KEY
 from tests.peers.skyrl import KEY, SkyRL, skyrl
 
 
@@ -25,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINKER_API_KEY", KEY)
+        patch.setenv("FIREWORKS_API_KEY", FIREWORKS_KEY)
         patch.delenv("TINKER_BASE_URL", raising=False)
         yield
 
@@ -43,6 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Sky
         yield running
 
 
+@pytest.fixture(scope="module")
+def hatchery(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Hatchery]:
+    with Hatchery(tmp_path_factory.mktemp("hatchery"), base) as running:
+        yield running
+
+
 @pytest.fixture
 def trainer(server: SkyRL, base: Path) -> Callable[..., TinkerTrainer]:
     """Makes the backend."""
@@ -57,5 +66,6 @@ def no_key_in(folder: Path) -> None:
     """Nothing that was written holds the key."""
     for path in folder.rglob("*"):
         if path.is_file():
-            assert KEY.encode() not in path.read_bytes(), path
+            assert b"a-key-for-the-tests" not in path.read_bytes(), path
     assert os.environ["TINKER_API_KEY"] == KEY
+    assert os.environ["FIREWORKS_API_KEY"] == FIREWORKS_KEY

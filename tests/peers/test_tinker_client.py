@@ -1,35 +1,24 @@
 """Primitives on a real server of the Tinker API: values, and not only that nothing is raised."""
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kitchen_resources.embedded.tokenizer import PAD_ID
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError, StateLost
-from kitchen_resources.training.loops.data import per_token, shifted
+from kitchen_resources.training.loops.data import shifted
 from kitchen_resources.training.loops.preference import dpo_loss
-from kitchen_resources.training.port import AdamParams, Datum, ModelInput, SamplingParams, TrainingClient
+from kitchen_resources.training.port import AdamParams, Datum, ModelInput, SamplingParams
 from kitchen_resources.training.remote.asking import ServiceSettings
 from kitchen_resources.training.remote.client import RemoteTrainingClient
 from kitchen_resources.training.tinker.service import TinkerService
+from tests.peers.primitives import batch, local_client, train
 from tests.peers.skyrl import KEY, SkyRL
 
 ADAM = AdamParams(learning_rate=1.0e-2)
 SAME = 1.0e-4
 """How far log-probabilities of this machine's torch and the server's JAX may lie apart, in nats."""
-
-
-def _sequence(generator: random.Random, length: int) -> Datum:
-    tokens = [generator.randrange(32, 127) for _ in range(length)]
-    return shifted(tokens, [place > 2 for place in range(length)])
-
-
-def batch(seed: int = 0, rows: int = 4) -> list[Datum]:
-    generator = random.Random(seed)
-    return per_token([_sequence(generator, generator.randrange(8, 20)) for _ in range(rows)])
 
 
 @pytest.fixture
@@ -50,32 +39,6 @@ def open_client(service: TinkerService) -> Iterator[Callable[[], RemoteTrainingC
     yield open_client
     for client in opened:
         client.close()
-
-
-def train(client: TrainingClient, steps: int, *, first: int = 0) -> list[float]:
-    """Losses of some steps, each on rows of its own that follow from its number."""
-    sent = []
-    for step in range(first, first + steps):
-        gradients = client.forward_backward(batch(step % 2), "cross_entropy")
-        sent.append((gradients, client.optim_step(ADAM)))
-    losses = []
-    for gradients, moved in sent:
-        losses.append(gradients.result().metrics["loss:sum"])
-        moved.result()
-    return losses
-
-
-def local_client(base: Path, adapter: Path | None = None) -> Any:
-    """The same model on this machine, with an adapter that was downloaded."""
-    from peft import PeftModel
-
-    from kitchen_resources.training.local.client import LocalSettings, LocalTrainingClient
-    from tests.tiny_models import load_plain
-
-    model = load_plain(base)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    return LocalTrainingClient(model, LocalSettings(seed=0, pad_token_id=PAD_ID))
 
 
 def test_the_loss_falls_and_work_is_sent_ahead(open_client: Callable[[], RemoteTrainingClient]) -> None:

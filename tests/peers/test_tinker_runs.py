@@ -1,88 +1,30 @@
 """Whole runs on a real server of the Tinker API: what is registered, resumed, refused and never written down."""
 
-import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 
 import kitchen_assets as kitchen
-from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.checkpoints.head import Head
-from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
 from tests.peers.conftest import no_key_in
+from tests.peers.service_bench import ServiceBench, at_step, ended_by
 from tests.peers.skyrl import SkyRL, skyrl
 from tests.tiny_models import load_plain
 
-SMALL: Mapping[str, Any] = {
-    "max_rows": 40,
-    "held_out": "0.2",
-    "max_length": 96,
-    "epochs": 2,
-    "batch_size": 8,
-    "learning_rate": 1.0e-2,
-    "lora": {"rank": 8},
-    "evaluations": [],
-    "eval_every": 1,
-}
-"""Two epochs of four steps."""
 
-
-class Bench:
+class Bench(ServiceBench):
     """A store, and runs on a server."""
 
     def __init__(self, folder: Path, server: SkyRL, base: Path) -> None:
-        self.folder = folder
+        config = {"base_model": str(base), "base_url": server.url, "request_deadline_s": 60.0}
+        super().__init__(folder, base, ("tinker", config))
         self.server = server
-        self.base = base
-
-    @property
-    def store(self) -> CheckpointStore:
-        return CheckpointStore(LocalBlobs(self.folder / "store"))
-
-    def resources(self, **backend: Any) -> dict[str, Any]:
-        tinker = {"base_model": str(self.base), "base_url": self.server.url, "request_deadline_s": 60.0, **backend}
-        return {
-            "blobs": {"store": {"local": {"path": str(self.folder / "store")}}},
-            "telemetry": {"console": False, "jsonl": str(self.folder / "events.jsonl")},
-            "trainer": {"backend": {"tinker": tinker}},
-        }
-
-    def config(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {**SMALL, "model": str(self.base), **fields}
-
-    def run(
-        self, fields: Mapping[str, Any] | None = None, recipe: str = "supervised", **backend: Any
-    ) -> kitchen.RunResult:
-        home = self.folder / "dagster"
-        home.mkdir(parents=True, exist_ok=True)
-        with dg.DagsterInstance.ephemeral(tempdir=str(home)) as instance:
-            return kitchen.run(recipe, self.config(fields or {}), self.resources(**backend), instance=instance)
-
-    def head(self) -> Head:
-        (fingerprint,) = self.store.find("")
-        return self.store.head(fingerprint)
-
-    def losses(self) -> dict[int, float]:
-        """The last loss that was reported of each step."""
-        lines = (self.folder / "events.jsonl").read_text().splitlines()
-        events = (json.loads(line) for line in lines)
-        return {
-            event["metadata"]["step"]: event["measurements"]["loss"]
-            for event in events
-            if event["event"] == "training.step"
-        }
 
 
 @pytest.fixture
@@ -127,38 +69,13 @@ def test_a_run_learns_and_what_it_made_is_like_any_other(bench: Bench) -> None:
     assert len(bench.losses()) == 8
 
 
-def _ended_by(number: int, bench: Bench, checkpoints: int) -> int:
-    """Run in a process of its own that gets a signal when it has published so often; its exit status."""
-    program = (
-        "import json, sys, kitchen_assets as kitchen; config, resources = json.loads(sys.argv[1]);"
-        "kitchen.run('supervised', config, resources)"
-    )
-    given = json.dumps([bench.config({"checkpoint_steps": 2}), bench.resources()])
-    env = {**os.environ, "DAGSTER_HOME": str(bench.folder)}
-    (bench.folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with (bench.folder / "ended.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, given],
-            env=env,
-            stdout=log,
-            stderr=log,
-            # Also where the tests themselves run in the background, and so without this signal.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        while not bench.store.find("") or len(bench.head().entries()) < checkpoints:
-            assert process.poll() is None, (bench.folder / "ended.log").read_text()[-3000:]
-            time.sleep(0.02)
-        process.send_signal(number)
-        return process.wait()
-
-
 def test_a_canceled_run_leaves_nothing_loaded_at_the_service(bench: Bench) -> None:
     def loaded() -> set[str]:
         with closing(sqlite3.connect(bench.server.folder / "tinker.db")) as db:
             return {model for (model,) in db.execute("select model_id from models where status != 'unloaded'")}
 
     before = loaded()
-    assert _ended_by(signal.SIGINT, bench, 1) > 0
+    assert ended_by(signal.SIGINT, bench, 1) > 0
     head = bench.head()
     stopped_at = head.entries()[-1].step
     assert stopped_at < 8
@@ -172,7 +89,7 @@ def test_a_canceled_run_leaves_nothing_loaded_at_the_service(bench: Bench) -> No
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Bench) -> None:
-    assert _ended_by(signal.SIGKILL, bench, 3) == -signal.SIGKILL
+    assert ended_by(signal.SIGKILL, bench, 3) == -signal.SIGKILL
     before = {entry.step: entry.state_digest for entry in bench.head().entries()}
     result = bench.run({"checkpoint_steps": 2, "lease_wait_s": 120.0})
     entries = {entry.step: entry.state_digest for entry in bench.head().entries()}
@@ -290,29 +207,6 @@ def own_server(tmp_path: Path, base: Path) -> Iterator[SkyRL]:
         yield running
 
 
-@contextmanager
-def _at_step(bench: Bench, step: int, do: Callable[[], None]) -> Iterator[None]:
-    """Do something as soon as a step was reported, beside the run of the context, which must get as far."""
-    over, done = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            if (bench.folder / "events.jsonl").is_file() and step in bench.losses():
-                done.set()
-                do()
-                return
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        assert done.is_set(), f"the run ended before step {step}"
-
-
 def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, own_server: SkyRL, base: Path) -> None:
     bench = Bench(tmp_path, own_server, base)
 
@@ -320,7 +214,7 @@ def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, own_serv
         own_server.kill()
         own_server.start()
 
-    with _at_step(bench, 3, restart):
+    with at_step(bench, 3, restart):
         result = bench.run({"checkpoint_steps": 2, "epochs": 3}, request_deadline_s=40.0)
     assert sorted(entry.step for entry in bench.head().entries()) == [2, 4, 6, 8, 10, 12]
     assert result.evaluation is not None
@@ -333,7 +227,7 @@ def test_a_server_that_stays_away_ends_the_run_with_an_error_that_can_be_mended(
 ) -> None:
     bench = Bench(tmp_path, own_server, base)
     # Long enough for a busy machine to answer, and not for a server that is gone.
-    with _at_step(bench, 5, own_server.kill), pytest.raises(BackendError) as told:
+    with at_step(bench, 5, own_server.kill), pytest.raises(BackendError) as told:
         bench.run(request_deadline_s=30.0)
     assert told.value.mendable
     assert [entry.step for entry in bench.head().entries()] == [4]

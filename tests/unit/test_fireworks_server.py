@@ -13,7 +13,9 @@ from tests.fireworks_server import FireworksServer, Moment, fireworks_server
 fireworks = pytest.importorskip("fireworks")
 
 BASE = "accounts/fireworks/models/qwen3-8b"
-CHAT = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2", "weight": 1}]}
+CHAT: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2", "weight": 1}]
+}
 PAIR = {
     "input": {"messages": CHAT["messages"][:1]},
     "preferred_output": [{"role": "assistant", "content": "2"}],

@@ -6,17 +6,22 @@ A service of the SDK trains one adapter. So each client has a service of its own
 import os
 import uuid
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CapabilityError
 from kitchen_resources.training.fireworks.account import KEY_VARIABLE, Account, Refused, import_sdk, require_key
 from kitchen_resources.training.fireworks.config import API
+from kitchen_resources.training.port import AdamParams
 from kitchen_resources.training.remote.asking import Asking, ServiceSettings
 from kitchen_resources.training.remote.client import ALPHA
 
 SERVERLESS = "/training/v1/serverless"
 """Path of the trainers that several runs share."""
+
+_LEAST_RATE = 1e-12
+"""An Adam step moves a weight by about its rate, and this is far below the distance of two floats."""
 
 
 class FireworksService(Asking):
@@ -27,6 +32,8 @@ class FireworksService(Asking):
         ConfigError: There is no key.
     """
 
+    probe_tolerance = 1e-2  # Hatchery keeps states in bfloat16; its own differ by up to 2e-3.
+
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__("fireworks", settings, require_key("fireworks"), KEY_VARIABLE)
         self.sdk = _sdk()
@@ -34,6 +41,10 @@ class FireworksService(Asking):
         self._url = settings.base_url or f"{API}{SERVERLESS}"
         self._account = Account("fireworks", self._url.removesuffix(SERVERLESS))
         self._opened: list[tuple[Any, Any]] = []
+
+    def adam(self, params: AdamParams) -> Any:
+        """See `Service.adam`. A rate of 0, as of the first step of a warm-up, is refused there; this one moves no weight."""
+        return self.sdk.AdamParams(**{**asdict(params), "learning_rate": max(params.learning_rate, _LEAST_RATE)})
 
     def require_base_model(self) -> None:
         """Refuse a base that the service doesn't have.
@@ -140,8 +151,8 @@ class FireworksService(Asking):
         wanted = path.rpartition("/")[2]
         with FireworksClient(api_key=self._key, base_url=self._url.removesuffix(SERVERLESS)) as client:
             for service, _ in self._opened:
-                rows = client.list_training_session_checkpoints(service.training_session_name)
-                for row in rows:
+                session = f"accounts/{self._account.name}/trainingSessions/{service.training_session_id}"
+                for row in client.list_training_session_checkpoints(session):
                     if row["name"].rpartition("/")[2] == wanted and row.get("promotable"):
                         client.promote_session_checkpoint(row["name"], model, self.settings.base_model)
                         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kitchen_resources.errors import BackendError, KitchenError, StateLost
+from kitchen_resources.training.port import AdamParams
 
 T = TypeVar("T")
 
@@ -49,6 +50,9 @@ class Service(Protocol):
     name: str
     """Of the backend: what it is called in config and in messages."""
 
+    probe_tolerance: float
+    """How far the probe's loss after a restore may be from that at its save, in nats a token."""
+
     settings: ServiceSettings
     sdk: Any
     """The SDK's types: Datum, ModelInput, TensorData, AdamParams, SamplingParams."""
@@ -71,6 +75,10 @@ class Service(Protocol):
 
     def download(self, path: str, target: Path) -> None:
         """Bring the adapter that a sampler's path names into a folder."""
+        ...
+
+    def adam(self, params: AdamParams) -> Any:
+        """A step's settings as the SDK's own."""
         ...
 
     def require_base_model(self) -> None:

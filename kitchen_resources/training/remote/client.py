@@ -34,9 +34,6 @@ from kitchen_resources.training.remote.asking import Service
 ALPHA = 32
 """Scale of an adapter at every such service; a recipe can't choose it."""
 
-PROBE_TOLERANCE = 1e-3
-"""How far the probe's loss after a restore may be from that at its save, in nats a token. SkyRL's differ by under 1e-4."""
-
 _SAMPLED = frozenset({"importance_sampling", "ppo", "cispo"})
 """Losses whose data have advantages and no weights: a token without advantage adds no gradient."""
 
@@ -137,9 +134,7 @@ class RemoteTrainingClient:
     def optim_step(self, params: AdamParams) -> "Future[Mapping[str, float]]":
         """See `TrainingClient.optim_step`; the gradient norm where the service tells it."""
         self._sampling = None
-        return self._sent(
-            lambda: self._model().optim_step(self._service.sdk.AdamParams(**asdict(params))), _moved, "optim_step"
-        )
+        return self._sent(lambda: self._model().optim_step(self._service.adam(params)), _moved, "optim_step")
 
     # Asking.
 
@@ -213,7 +208,7 @@ class RemoteTrainingClient:
         self._training = self._service.train(saved["uri"], optimizer=not weights_only)
         found = self._probed()
         known = saved["probe_loss"]
-        if found is not None and known is not None and not abs(found - known) <= PROBE_TOLERANCE:
+        if found is not None and known is not None and not abs(found - known) <= self._service.probe_tolerance:
             raise StateLost(
                 f"the state {saved['uri']} has a probe loss of {found:.6g}, and had {known:.6g} when it was saved",
                 where=self._where,

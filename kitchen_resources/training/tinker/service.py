@@ -4,10 +4,12 @@ import io
 import os
 import tarfile
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
+from kitchen_resources.training.port import AdamParams
 from kitchen_resources.training.remote.adapters import ADAPTER_FILES, fetch, write_adapter
 from kitchen_resources.training.remote.asking import Asking, ServiceSettings
 
@@ -22,6 +24,8 @@ class TinkerService(Asking):
         ConfigError: There is no key.
     """
 
+    probe_tolerance = 1e-3  # SkyRL's differ by under 1e-4.
+
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__("tinker", settings, _key(), KEY_VARIABLE)
         self.sdk = _sdk()
@@ -30,6 +34,10 @@ class TinkerService(Asking):
             user_metadata={"kitchen_run": settings.label}, api_key=self._key, **given
         )
         self._closed = False
+
+    def adam(self, params: AdamParams) -> Any:
+        """See `Service.adam`."""
+        return self.sdk.AdamParams(**asdict(params))
 
     def require_base_model(self) -> None:
         """Refuse a base that the service doesn't serve: some train another one then, without a word.
