@@ -83,6 +83,14 @@ def request_problems(call: str, body: Any, query: Mapping[str, str]) -> list[str
     return found + _of_fields(body, {name: field for name, field in fields.items() if name not in in_query}, "")
 
 
+def account_said(account: str, path: str) -> dict[str, Any] | None:
+    """What the account, and the list of those that a key belongs to, are answered with; None for any other path."""
+    said = {"name": f"accounts/{account}", "email": "tests@localhost", "state": "READY"}
+    if path == "/v1/accounts":
+        return {"accounts": [checked("Account", said)], "totalSize": 1}
+    return checked("Account", said) if path == f"/v1/accounts/{account}" else None
+
+
 def checked(model: str, answer: dict[str, Any], but: str = "") -> dict[str, Any]:
     """An answer that the SDK's model of it knows whole.
 

@@ -21,6 +21,7 @@ from tests.fireworks_schema import (
     Lost,
     Refusal,
     Request,
+    account_said,
     checked,
     format_of,
     request_problems,
@@ -227,6 +228,8 @@ class FireworksServer:
     def _routed(self, request: Request) -> dict[str, Any]:
         if not request.key:
             raise Refusal(401, "the API key is missing or wrong")
+        if request.method == "GET" and (said := account_said(self.account, request.path)) is not None:
+            return said
         found = PATH.fullmatch(request.path)
         account, collection, name, verb = found.groups("") if found else ("", "", "", "")
         kind = "jobs" if collection in JOBS else collection

@@ -142,10 +142,9 @@ class CheckpointEvents:
             "epoch": manifest.epoch,
             "step": manifest.global_step,
             "epoch_complete": manifest.epoch_complete,
-            "loss": metrics["loss"],
-            "learning_rate": metrics["learning_rate"],
+            # A service that trains on its own tells no losses.
+            **{name: metrics[name] for name in ("loss", "learning_rate", "tokens_per_second") if name in metrics},
             "tokens": int(metrics["tokens"]),
-            "tokens_per_second": metrics["tokens_per_second"],
             "seconds": metrics["seconds"],
             "peak_host_memory_bytes": int(metrics.get("peak_host_memory_bytes", 0)),
             "peak_device_memory_bytes": int(metrics.get("peak_device_memory_bytes", 0)),
@@ -155,7 +154,7 @@ class CheckpointEvents:
             "fingerprint": manifest.fingerprint,
             "uri": f"{store.blobs.uri}/blobs/sha256/{entry.manifest}",
             "simulated": manifest.simulated,
-            "plot": dg.MetadataValue.md(loss_plot(steps)),
+            **({"plot": dg.MetadataValue.md(loss_plot(steps))} if steps else {}),
             **self._of_method(manifest),
         }
 

@@ -43,7 +43,7 @@ class Registration:
         dataset: Digests of the prepared data, and of the raw data they came from.
         metrics: What was measured of it, with intervals; empty when nothing was.
         base_metrics: The same of its base.
-        cost: Optimiser steps, tokens, seconds of training.
+        cost: Optimiser steps, tokens, seconds of training; US dollars where a service says what it charges.
         identity: What the fingerprint is the digest of.
         environment: Library versions and device of the training.
         launch: Run that registered it.

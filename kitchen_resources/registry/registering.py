@@ -83,7 +83,8 @@ def _registration(launch: Launch, model: Any, final: FinalEvaluation, entry: Che
 
 
 def _cost(launch: Launch, fingerprint: str, step: int) -> dict[str, float]:
-    """What the run's training up to a step took, over all its epochs: steps, learned tokens, seconds in steps.
+    """What the run's training up to a step took, over all its epochs: steps, learned tokens, seconds in steps,
+    US dollars where a service says what it charges.
 
     Where a run continues another one, what that one took is not counted.
     """
@@ -91,7 +92,9 @@ def _cost(launch: Launch, fingerprint: str, step: int) -> dict[str, float]:
     entries = store.head(fingerprint).entries()
     ends = [entry for entry in entries if entry.step <= step and (entry.epoch_complete or entry.step == step)]
     manifests = [store.manifest(entry) for entry in ends]
+    charged = [manifest.metrics["cost_usd"] for manifest in manifests if "cost_usd" in manifest.metrics]
     return {
+        **({"usd": sum(charged)} if charged else {}),
         "optimizer_steps": float(sum(manifest.steps_into_epoch for manifest in manifests)),
         "tokens": sum(manifest.metrics["tokens"] for manifest in manifests),
         "seconds": sum(manifest.metrics["seconds"] for manifest in manifests),

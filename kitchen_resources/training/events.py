@@ -15,6 +15,8 @@ from kitchen_resources.training.method_events import step_events
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 from kitchen_resources.training.stopping import StopRequest
 
+_OF_EPOCH = ("loss", "tokens", "tokens_per_second")
+
 
 class Observer(Protocol):
     """Who wants to know what a run does, such as Dagster's log and event stream."""
@@ -39,7 +41,7 @@ class PublishingEvents:
         inside: The parent's manifest when it lies inside this epoch.
         epoch: From 1.
         first_step: Global step of the epoch's first one.
-        planned: The rows that its steps are to receive.
+        planned: The rows that its steps are to receive; None where the backend doesn't tell what they received.
         published: Told of each checkpoint.
         stop: Whether somebody asked for the run to stop.
         say: Tells a person.
@@ -55,7 +57,7 @@ class PublishingEvents:
         inside: Manifest | None,
         epoch: int,
         first_step: int,
-        planned: Steps,
+        planned: Steps | None,
         published: Callable[[CheckpointEntry, LocalCheckpoint], None],
         stop: StopRequest,
         say: Callable[[str], None],
@@ -93,7 +95,8 @@ class PublishingEvents:
             about,
         )
         place = metrics.global_step - self._first_step
-        rows = len(self._planned[place]) if place < len(self._planned) else 0
+        planned = self._planned or ()
+        rows = len(planned[place]) if place < len(planned) else 0
         for event in step_events(self._launch.recipe, metrics, about, rows=rows, steps_before=place):
             telemetry.emit(*event)
 
@@ -115,13 +118,14 @@ class PublishingEvents:
         """
         self._stop.take_time()
         started = time.monotonic()
-        require_planned(
-            self._planned,
-            draft.row_ids,
-            epoch=self._epoch,
-            first_step=self._first_step,
-            complete=draft.epoch_complete,
-        )
+        if self._planned is not None:
+            require_planned(
+                self._planned,
+                draft.row_ids,
+                epoch=self._epoch,
+                first_step=self._first_step,
+                complete=draft.epoch_complete,
+            )
         entry = self._launch.checkpoints.publish(self._lease, draft, self._record, self._parent)
         local = local_checkpoint(draft.folder, draft, entry)
         self._parent = entry.state_digest
@@ -159,11 +163,8 @@ class PublishingEvents:
         self._launch.ports.telemetry.emit(
             "training.epoch",
             {
-                "loss": metrics["loss"],
-                "tokens": metrics["tokens"],
-                "tokens_per_second": metrics["tokens_per_second"],
                 "duration_s": seconds,
-                **{name: metrics[name] for name in METHOD_METRICS if name in metrics},
+                **{name: metrics[name] for name in (*_OF_EPOCH, *METHOD_METRICS) if name in metrics},
             },
             self._about(checkpoint.global_step),
         )

@@ -177,10 +177,12 @@ class LedgerReport:
     Attributes:
         epochs: The epochs that this run has completed, in order.
         unknown: Epochs whose record is gone with their damaged checkpoint.
+        is_told: Whether the backend tells what its steps receive.
     """
 
     epochs: tuple[EpochRows, ...]
     unknown: tuple[int, ...] = ()
+    is_told: bool = True
 
     @property
     def passed(self) -> bool:
@@ -189,6 +191,8 @@ class LedgerReport:
 
     def __str__(self) -> str:
         """What was found, in a few lines."""
+        if not self.is_told:
+            return "not known: the backend doesn't tell which rows its steps received"
         wrong = [str(epoch) for epoch in self.epochs if not epoch.passed]
         if wrong:
             return "\n".join(wrong)

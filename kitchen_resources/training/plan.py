@@ -36,8 +36,13 @@ class TrainingPlan:
         return max(1, math.ceil(global_step / self.steps_per_epoch))
 
 
-def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
+def make_plan(recipe: Recipe, rows: int, *, in_one_go: bool = False) -> TrainingPlan:
     """The plan of a recipe over so many prepared rows.
+
+    Args:
+        recipe: What to train.
+        rows: Prepared rows, or packs of rows.
+        in_one_go: Whether all epochs are trained together: then they are one of the plan.
 
     Raises:
         DataError: There are no rows.
@@ -57,6 +62,8 @@ def make_plan(recipe: Recipe, rows: int) -> TrainingPlan:
     warmup = recipe.warmup_steps or 0
     if recipe.warmup_ratio is not None:
         warmup = warmup_steps_from_ratio(recipe.warmup_ratio, total)
+    if in_one_go:
+        per_epoch = total
     return TrainingPlan(
         rows=rows,
         steps_per_epoch=per_epoch,

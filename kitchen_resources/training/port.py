@@ -40,6 +40,8 @@ class Capabilities:
         simulated: Nothing is learned; its numbers can't be evaluated, promoted or used as a base.
         row_order: How it permutes rows; the ledger of a run is compared with the plan in this order.
         by_store: Whether its workers share only the store with this machine, which therefore must be a bucket.
+        in_one_go: Whether it trains all epochs of a run together, as one epoch of the plan, and nobody tells which rows
+            its steps receive.
     """
 
     backend: str
@@ -54,6 +56,12 @@ class Capabilities:
     simulated: bool = False
     row_order: RowOrder = "torch"
     by_store: bool = False
+    in_one_go: bool = False
+
+    @property
+    def places_orders(self) -> bool:
+        """Whether it works by orders in the store, which outlive the launcher that placed them."""
+        return self.by_store or self.in_one_go
 
     def is_exact_inside(self, recipe: Recipe) -> bool:
         """Whether a run can go on exactly from inside an epoch; not from inside a block of samples, which aren't kept."""

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from kitchen_resources.errors import ConfigError
-from kitchen_resources.training.fireworks.config import FireworksBackend
+from kitchen_resources.training.fireworks.config import FireworksBackend, FireworksJobsBackend
 from kitchen_resources.training.live import LiveTrainer
 from kitchen_resources.training.modal.config import ModalBackend
 from kitchen_resources.training.noop import NoopTrainer
@@ -96,7 +96,14 @@ class TrainerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     backend: Union[
-        TrlBackend, LocalBackend, TinkerBackend, FireworksBackend, RayBackend, ModalBackend, NoopBackend
+        TrlBackend,
+        LocalBackend,
+        TinkerBackend,
+        FireworksBackend,
+        FireworksJobsBackend,
+        RayBackend,
+        ModalBackend,
+        NoopBackend,
     ] = Field(default_factory=TrlBackend, discriminator="kind", description="Which backend trains.")
 
     _live: Optional[LiveTrainer] = PrivateAttr(default=None)

@@ -30,7 +30,7 @@ from kitchen_resources.training.history import FailureMark, moved_notes, remembe
 from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
 from kitchen_resources.training.orders.order import end_orders
 from kitchen_resources.training.plan import TrainingPlan, make_plan
-from kitchen_resources.training.port import LocalCheckpoint, Resolution, TrainingJob
+from kitchen_resources.training.port import Capabilities, LocalCheckpoint, Resolution, TrainingJob
 from kitchen_resources.training.progress import Progress
 from kitchen_resources.training.start import fetch_start, find_start, require_something_to_do
 from kitchen_resources.training.stopping import StopRequest
@@ -91,7 +91,12 @@ class TrainingRun:
     @cached_property
     def plan(self) -> TrainingPlan:
         """Its steps and epochs."""
-        return make_plan(self._recipe, self._launch.prepared.trained.rows)
+        rows = self._launch.prepared.trained.rows
+        return make_plan(self._recipe, rows, in_one_go=self._can.in_one_go)
+
+    @property
+    def _can(self) -> Capabilities:
+        return self._launch.ports.trainer.adapter.capabilities()
 
     @cached_property
     def start(self) -> Start | None:
@@ -190,9 +195,9 @@ class TrainingRun:
                 self._remove_scratch()
                 lease.update(lambda current: replace(current, end=self._progress.end(current)))
             head = self.head()
-        if self._launch.ports.trainer.adapter.capabilities().by_store:
+        if self._can.places_orders:
             # Of a launcher that died when the last epoch was published.
-            self._end_orders("the run is trained")
+            end_orders(self._launch.ports.blobs, self.fingerprint, "the run is trained", self._observer.say)
         self._launch.ports.trainer.let_go()
         ledger = self._require_planned_rows(head)
         return Finished(head=head, selected=self._progress.selected(head), steps_done=steps, ledger=ledger)
@@ -251,11 +256,12 @@ class TrainingRun:
 
     def _row_plan(self, job: TrainingJob) -> RowPlan:
         """The rows that its steps are to receive."""
-        order = self._launch.ports.trainer.adapter.capabilities().row_order
-        return RowPlan(self._recipe, self.plan, job.data, order)
+        return RowPlan(self._recipe, self.plan, job.data, self._can.row_order)
 
     def _require_planned_rows(self, head: Head) -> LedgerReport:
         """Hold the ledgers of all its epochs against the plan, whoever has trained them."""
+        if self._can.in_one_go:
+            return LedgerReport((), is_told=False)
         report = read_report(self._store, head, self._row_plan(self.job()), self.first_epoch)
         if report.passed:
             return report
@@ -289,8 +295,10 @@ class TrainingRun:
         if trainer.job is not job:
             trainer.discard()
             self._remove_scratch()
-            if not trainer.adapter.capabilities().by_store:
-                self._end_orders("trained by another backend")
+            if not self._can.places_orders:
+                end_orders(
+                    self._launch.ports.blobs, self.fingerprint, "trained by another backend", self._observer.say
+                )
             trainer.occupy(job)
         parent = self._parent(lease, job)
         epoch = self._next_epoch(parent)
@@ -302,7 +310,7 @@ class TrainingRun:
             inside=self._manifest_inside(lease, parent, epoch),
             epoch=epoch,
             first_step=(epoch - 1) * self.plan.steps_per_epoch + 1,
-            planned=self._row_plan(job).of_epoch(epoch),
+            planned=None if self._can.in_one_go else self._row_plan(job).of_epoch(epoch),
             published=lambda entry, checkpoint: self._on_published(lease, entry, checkpoint),
             stop=self._stop,
             say=self._observer.say,
@@ -320,11 +328,6 @@ class TrainingRun:
         trainer.keep(result.checkpoint, lease.token)
         events.epoch_done(result.checkpoint, time.monotonic() - started)
         return result.steps_done
-
-    def _end_orders(self, how: str) -> None:
-        """End what calls of a remote function may still be carrying out of this run."""
-        if end_orders(self._launch.ports.blobs, self.fingerprint, how):
-            self._observer.say(f"ended an open order of this run: {how}")
 
     def _give_up(self, lease: Lease, parent: LocalCheckpoint | None, error: StateLost) -> None:
         """Go on from the checkpoint before one whose state a remote service keeps no more."""

@@ -420,9 +420,12 @@ def test_names_that_lead_out_of_a_folder_are_refused(bought: Bought, tmp_path: P
 def test_a_run_that_goes_on_by_another_backend_ends_the_order(bought: Bought) -> None:
     with pytest.raises(BlobError):
         bought.train(_FailsAt(bought.bench.folder / "first"))
-    assert end_orders(bought.trainer.blobs, bought.job.fingerprint, "trained by another backend")
+    said: list[str] = []
+    end_orders(bought.trainer.blobs, bought.job.fingerprint, "trained by another backend", said.append)
+    assert said == ["ended an open order of this run: trained by another backend"]
     assert bought.orders()[0].get("over") == {"how": "trained by another backend"}
-    assert not end_orders(bought.trainer.blobs, bought.job.fingerprint, "again")
+    end_orders(bought.trainer.blobs, bought.job.fingerprint, "again", said.append)
+    assert len(said) == 1
 
 
 def test_what_is_evaluated_of_a_run_that_trains_elsewhere_runs_here(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.peers.service_bench import ServiceBench, at_step, ended_by
 from tests.tiny_models import load_plain
 
 RATE = {"learning_rate": 5.0e-3}
+SAMPLED = {"batch_size": 8, "group_size": 4, "groups_per_batch": 2, "evaluations": [], "held_out": "0"}
 
 
 def bench_at(folder: Path, server: Hatchery, base: Path) -> ServiceBench:
@@ -88,7 +89,7 @@ def test_a_preference_run(bench: ServiceBench) -> None:
         ("supervised", {"lora": None}, "doesn't train the whole model"),
         ("supervised", {"lora": {"rank": 8, "alpha": 16}}, "lora.alpha: must be 32 on this backend"),
         ("distillation", {"mode": "on_policy", "teacher": "embedded:tiny"}, "mode: on_policy samples"),
-        ("reinforcement", {"rewards": []}, "doesn't train reinforcement"),
+        ("reinforcement", SAMPLED, "doesn't train reinforcement"),
     ],
 )
 def test_what_the_service_cannot_do_is_refused_before_any_work(
@@ -99,7 +100,8 @@ def test_what_the_service_cannot_do_is_refused_before_any_work(
     assert bench.store.find("") == []
 
 
-def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, base: Path) -> None:
+def test_a_server_killed_in_mid_epoch_that_has_forgotten_all_when_it_is_back(tmp_path: Path, base: Path) -> None:
+    """Hatchery keeps what it knows of its sessions in memory: no state that it saved before can be restored after."""
     with Hatchery(tmp_path / "server", base) as server:
         bench = bench_at(tmp_path / "bench", server, base)
         # Long enough for a busy machine to answer, and not for a server that is gone.
@@ -110,4 +112,6 @@ def test_a_server_killed_in_mid_epoch_and_started_again(tmp_path: Path, base: Pa
         server.start()
         result = bench.run(RATE)
         assert [entry.step for entry in bench.head().entries()] == [4, 8]
-        assert result.optimizer_steps == 4
+        assert result.optimizer_steps == 8
+        (quarantined,) = [entry for entry in bench.head().checkpoints if entry.payload == "quarantined"]
+        assert quarantined.step == 4

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,6 @@ from kitchen_resources.errors import BackendError, CapabilityError, ConfigError,
 from kitchen_resources.training.remote.adapters import ADAPTER_FILES, fetch, write_adapter
 
 KEY_VARIABLE = "FIREWORKS_API_KEY"
-READY_S = 3.0
-"""Between two looks at a model or data set that is being made ready, in seconds."""
-
 T = TypeVar("T")
 
 
@@ -90,6 +88,7 @@ class Account:
     def __init__(self, backend: str, api_url: str, name: str | None = None, timeout_s: float = 60.0) -> None:
         self._sdk = import_sdk(backend)
         self._key = require_key(backend)
+        self._backend = backend
         self._where = f"backend {backend} at {api_url}"
         # Named here, whatever the environment says: the key is sent there. It repeats nothing by itself: how long to
         # go on asking depends on what is asked.
@@ -127,6 +126,29 @@ class Account:
         except Exception as error:  # noqa: BLE001  (the cause could have the key in it)
             raise self._told(error, what) from None
 
+    def require_model(self, model: str) -> None:
+        """Refuse a base model that the service doesn't have.
+
+        Args:
+            model: `accounts/<account>/models/<id>`.
+
+        Raises:
+            CapabilityError: It has no such model.
+        """
+        owner, _, name = model.removeprefix("accounts/").partition("/models/")
+        try:
+            if not (owner and name):
+                raise Refused("is no model's name", status=404)
+            self.ask(lambda: self.rest.models.get(name, account_id=owner), f"the model {model}")
+        except Refused as error:
+            if error.status != 404:
+                raise
+            raise CapabilityError(
+                f"the service has no base model {model!r}",
+                where=f"trainer.backend.{self._backend}.base_model",
+                fix="the model's whole name there, such as accounts/fireworks/models/qwen3-8b",
+            ) from None
+
     def download_adapter(self, model: str, target: Path) -> None:
         """Bring the adapter of one of the account's models into a folder.
 
@@ -148,7 +170,7 @@ class Account:
         }
         write_adapter(found, target, where=self._where)
 
-    def wait_until_ready(self, look: Callable[[], Any], what: str, deadline_s: float) -> Any:
+    def wait_until_ready(self, look: Callable[[], Any], what: str, deadline_s: float, pause_s: float = 3.0) -> Any:
         """Look again and again until something's state is READY.
 
         Raises:
@@ -166,7 +188,7 @@ class Account:
                 raise BackendError(
                     f"{what} isn't ready after {deadline_s:g} s: {found.state}", where=self._where, retriable=True
                 )
-            time.sleep(READY_S)
+            time.sleep(pause_s)
 
     def _told(self, error: Exception, what: str) -> KitchenError:
         """An error of the SDK as one of the kitchen's; never with the key in it."""
@@ -175,7 +197,7 @@ class Account:
         status = code if isinstance(code, int) else None
         fix, retriable = _MEANING.get(status or 0, ("see the message of the service", False))
         if status is None:
-            retriable = isinstance(error, (self._sdk.APIConnectionError, OSError))
+            retriable = isinstance(error, (self._sdk.APIConnectionError, OSError, HTTPException))
         elif status >= 500:
             retriable = True
         return Refused(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CapabilityError
-from kitchen_resources.training.fireworks.account import KEY_VARIABLE, Account, Refused, import_sdk, require_key
+from kitchen_resources.training.fireworks.account import KEY_VARIABLE, Account, import_sdk, require_key
 from kitchen_resources.training.fireworks.config import API
 from kitchen_resources.training.port import AdamParams
 from kitchen_resources.training.remote.asking import Asking, ServiceSettings
@@ -52,21 +52,7 @@ class FireworksService(Asking):
         Raises:
             CapabilityError: It has no such model.
         """
-        owner, _, name = self.settings.base_model.removeprefix("accounts/").partition("/models/")
-        try:
-            if not name:
-                raise Refused("is no model's name", status=404)
-            self._account.ask(
-                lambda: self._account.rest.models.get(name, account_id=owner), f"the model {self.settings.base_model}"
-            )
-        except Refused as error:
-            if error.status != 404:
-                raise
-            raise CapabilityError(
-                f"the service has no base model {self.settings.base_model!r}",
-                where="trainer.backend.fireworks.base_model",
-                fix="the model's whole name there, such as accounts/fireworks/models/qwen3-8b",
-            ) from None
+        self.call(lambda: self._account.require_model(self.settings.base_model), "the base model")
 
     def train(self, state: str | None = None, *, optimizer: bool = True) -> Any:
         """See `Service.train`."""

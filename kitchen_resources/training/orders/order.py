@@ -12,7 +12,7 @@ All but `heard.json` are written once. What an order names by digest is kept fro
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,16 @@ def order_at(blobs: BlobStore, key: str) -> Order:
     return Order(blobs, fingerprint, int(number))
 
 
-def end_orders(blobs: BlobStore, fingerprint: str, how: str) -> bool:
-    """End the open orders of a run that needs them no more; whether there were any.
+def end_orders(blobs: BlobStore, fingerprint: str, how: str, say: Callable[[str], None]) -> None:
+    """End the open orders of a run that needs them no more, and tell a person if there were any.
 
     Their calls see it at their next look at the store, and end.
     """
     found = [order for order in orders_of(blobs, fingerprint) if order.get("over") is None]
     for order in found:
         order.end(how)
-    return bool(found)
+    if found:
+        say(f"ended an open order of this run: {how}")
 
 
 def keep_file(content: ContentStore, path: Path, sha256: str) -> None:

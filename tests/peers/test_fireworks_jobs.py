@@ -1,0 +1,511 @@
+"""Managed jobs of Fireworks: the vendor's own client against a server on loopback that keeps what the vendor would.
+
+What it checks requests by is the client's own types; how the real service behaves beyond them is known from its
+documentation alone.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+import kitchen_assets as kitchen
+from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
+from tests.fireworks_server import FireworksServer, Lost, Moment, fireworks_server
+from tests.peers.conftest import no_key_in
+from tests.peers.hatchery_app import KEY
+from tests.peers.service_bench import ServiceBench
+from tests.tiny_models import load_plain
+
+ACCOUNT = "kitchen-tests"
+MODEL = "accounts/fireworks/models/qwen3-8b"
+SUPERVISED = "supervisedFineTuningJobs"
+JOB = {"learning_rate": 1.0e-3, "epochs": 3, "eval_every": 1}
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """An adapter of the base that changes what it says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)
+    model = get_peft_model(load_plain(base), LoraConfig(r=8, lora_alpha=32, target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return {name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+
+
+@pytest.fixture
+def server(adapter: dict[str, bytes]) -> Iterator[FireworksServer]:
+    with fireworks_server(key=KEY, account=ACCOUNT) as running:
+        running.adapter_files = lambda job: dict(adapter)
+        yield running
+
+
+@pytest.fixture
+def bench(tmp_path: Path, server: FireworksServer, base: Path) -> Iterator[ServiceBench]:
+    yield jobs_bench(tmp_path, server, base)
+    no_key_in(tmp_path)
+
+
+def jobs_bench(folder: Path, server: FireworksServer, base: Path, **backend: Any) -> ServiceBench:
+    config = {"base_model": MODEL, "base_url": server.url, "poll_s": 0.05, "silence_s": 30.0, **backend}
+    return ServiceBench(folder, base, ("fireworks_jobs", config))
+
+
+def asked(server: FireworksServer, method: str, ending: str) -> list[Any]:
+    return [request for request in server.record if request.method == method and request.path.endswith(ending)]
+
+
+def made(server: FireworksServer) -> list[Any]:
+    """Requests that make a supervised job."""
+    return asked(server, "POST", SUPERVISED)
+
+
+# All goes well.
+
+
+def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
+    bench: ServiceBench, server: FireworksServer, adapter: dict[str, bytes]
+) -> None:
+    server.hostile = True
+    result = bench.run(JOB)
+    (request,) = made(server)
+    (dataset,) = server.datasets
+    name = f"kitchen-{result.fingerprint[:16]}-1"
+    assert request.query == {"supervisedFineTuningJobId": name}
+    assert request.body == {
+        "baseModel": MODEL,
+        "dataset": f"accounts/{ACCOUNT}/datasets/{dataset}",
+        "epochs": 3,
+        "learningRate": 1.0e-3,
+        "learningRateWarmupSteps": 1,
+        "loraRank": 8,
+        "batchSizeSamples": 8,
+        "optimizerWeightDecay": 0.0,
+        "maxContextLength": 96,
+        "outputModel": name,
+    }
+    (sent,) = server.datasets[dataset].files.values()
+    lines = [json.loads(line) for line in sent.splitlines()]
+    assert len(lines) == 32
+    assert all(line["messages"][-1]["weight"] == 1 for line in lines)
+
+    (entry,) = bench.head().entries()
+    assert (entry.epoch, entry.epoch_complete, entry.step) == (1, True, 12)
+    manifest = bench.store.manifest(entry)
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "fireworks_jobs.json"}
+    folder = bench.store.checkout(result.fingerprint, entry, bench.folder / "checkout").folder
+    assert (folder / "adapter_model.safetensors").read_bytes() == adapter["adapter_model.safetensors"]
+    told = json.loads((folder / "fireworks_jobs.json").read_bytes())
+    assert told["model"] == f"accounts/{ACCOUNT}/models/{name}"
+    assert manifest.metrics["cost_usd"] == 1.25
+    assert manifest.metrics["tokens"] > 0
+    assert "loss" not in manifest.metrics
+    # What is measured here is of that adapter, and the model that is made of it loads.
+    assert result.evaluation is not None
+    assert sum(weight.numel() for weight in load_plain(Path(result.model_path)).parameters()) > 100_000
+    registered = (
+        json.loads((next((bench.folder / "store").glob("registry/**/*.json"))).read_text()) if False else None
+    )
+    assert registered is None
+
+    before = len(server.record)
+    again = bench.run(JOB)
+    assert (again.fingerprint, again.optimizer_steps) == (result.fingerprint, 0)
+    assert not [request for request in server.record[before:] if request.method == "POST"]
+
+
+def test_a_preference_run(bench: ServiceBench, server: FireworksServer) -> None:
+    pairs = {"dataset": "embedded:date_pairs", "max_rows": 24, "learning_rate": 1.0e-4, "epochs": 2, "held_out": "0"}
+    bench.run({**pairs, "eval_every": 0, "beta": 0.2}, recipe="preference")
+    (request,) = asked(server, "POST", "dpoJobs")
+    assert request.body["lossConfig"] == {"method": "DPO", "dpo": {"beta": 0.2}}
+    assert request.body["trainingConfig"]["epochs"] == 2
+    (dataset,) = server.datasets.values()
+    (sent,) = dataset.files.values()
+    assert {tuple(json.loads(line)) for line in sent.splitlines()} == {
+        ("input", "preferred_output", "non_preferred_output")
+    }
+    (entry,) = bench.head().entries()
+    assert "cost_usd" not in bench.store.manifest(entry).metrics, "a job of this kind says no cost"
+
+
+def test_what_nobody_tells_is_not_called_right(bench: ServiceBench) -> None:
+    with dg.DagsterInstance.ephemeral(tempdir=str(bench.folder)) as instance:
+        result = kitchen.run("supervised", bench.config(JOB), bench.resources(), instance=instance)
+        checks = [
+            event.asset_check_evaluation_data
+            for event in (
+                record.event_log_entry.dagster_event for record in instance.get_records_for_run(result.run_id).records
+            )
+            if event is not None and event.event_type_value == "ASSET_CHECK_EVALUATION"
+        ]
+    (check,) = [check for check in checks if check.check_name == "every_row_once_per_epoch"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "not known" in (check.description or "")
+
+
+def test_two_runs_on_the_same_rows_upload_them_once(bench: ServiceBench, server: FireworksServer) -> None:
+    bench.run(JOB)
+    bench.run({**JOB, "learning_rate": 2.0e-3})
+    assert len(made(server)) == 2
+    assert len(asked(server, "POST", ":upload")) == 1
+
+
+def test_a_large_data_set_goes_to_a_signed_link_without_the_key(
+    bench: ServiceBench, server: FireworksServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitchen_resources.training.fireworks.jobs.BY_REQUEST", 100)
+    server.upload_limit = 100
+    bench.run(JOB)
+    (sent,) = [request for request in server.record if request.method == "PUT"]
+    assert sent.key is None
+    (dataset,) = server.datasets.values()
+    assert len(next(iter(dataset.files.values())).splitlines()) == 32
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_name_of_what_is_made_may_be_whole_or_not(
+    bench: ServiceBench, server: FireworksServer, full: bool
+) -> None:
+    server.full_names = full
+    assert bench.run(JOB).evaluation is not None
+
+
+def test_a_state_that_nobody_knows_is_looked_at_on_and_told(bench: ServiceBench, server: FireworksServer) -> None:
+    server.script = [
+        Moment("PENDING"),
+        Moment("QUANTUM_LEAP"),
+        Moment("RUNNING"),
+        Moment("PAUSED"),
+        Moment("EARLY_STOPPED"),
+    ]
+    said = logged(bench)
+    assert any("is QUANTUM_LEAP, which this version doesn't know; it goes on looking" in line for line in said)
+    assert any("is PAUSED" in line for line in said)
+    assert [entry.step for entry in bench.head().entries()] == [12]
+
+
+def logged(bench: ServiceBench, fields: dict[str, Any] = JOB) -> list[str]:
+    """Run, and what it said."""
+    with dg.DagsterInstance.ephemeral(tempdir=str(bench.folder)) as instance:
+        result = kitchen.run("supervised", bench.config(fields), bench.resources(), instance=instance)
+        return [record.event_log_entry.user_message for record in instance.get_records_for_run(result.run_id).records]
+
+
+# What fails.
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("GET .*Jobs/", {"status": 503, "times": 6}),
+        ("GET .*Jobs/", {"status": 429, "times": 2, "headers": {"Retry-After": "1"}}),
+        ("POST .*datasets", {"status": Lost.ANSWER}),
+        ("POST .*:upload", {"status": Lost.ANSWER}),
+        ("POST .*Jobs", {"status": Lost.ANSWER}),
+        ("POST .*Jobs", {"status": 500, "times": 3}),
+        ("GET .*getDownloadEndpoint", {"status": Lost.HALFWAY}),
+        ("GET /signed", {"status": Lost.HALFWAY}),
+        ("GET /signed", {"status": 503, "times": 2}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_passes_is_waited_for_and_one_job_is_made(
+    bench: ServiceBench, server: FireworksServer, pattern: str, fault: dict[str, Any]
+) -> None:
+    server.fault(pattern, **fault)
+    assert bench.run(JOB).evaluation is not None
+    assert len(server.jobs[SUPERVISED]) == 1
+    assert len(bench.head().entries()) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "status", "fix"),
+    [
+        ("GET .*Jobs/", 401, "to a valid key"),
+        ("POST .*Jobs", 402, "billing"),
+        ("POST .*Jobs", 412, "trains the same recipe"),
+        ("POST .*Jobs", 400, "trains the same recipe"),
+        ("POST .*datasets", 403, "trains the same recipe"),
+    ],
+)
+def test_what_does_not_pass_ends_the_run_at_once_and_says_what_to_do(
+    bench: ServiceBench, server: FireworksServer, pattern: str, status: int, fix: str
+) -> None:
+    fault = server.fault(pattern, status, times=10**6)
+    with pytest.raises(BackendError, match=fix) as told:
+        bench.run(JOB)
+    assert not told.value.mendable
+    assert fault.times == 10**6 - 1 or fault.times == 10**6
+    server._faults.waiting.clear()
+    assert bench.run(JOB).evaluation is not None
+    assert len(server.jobs[SUPERVISED]) == 1
+
+
+def test_a_key_that_has_expired_in_the_middle(bench: ServiceBench, server: FireworksServer) -> None:
+    server.hold_at("RUNNING")
+    with (
+        at_state(server, "RUNNING", lambda: setattr(server._listener, "key", "another")),
+        pytest.raises(BackendError) as told,
+    ):
+        bench.run(JOB)
+    assert "FIREWORKS_API_KEY to a valid key" in str(told.value)
+    server._listener.key = KEY
+    server.release()
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+
+
+def test_another_account(bench: ServiceBench, server: FireworksServer) -> None:
+    with pytest.raises(BackendError, match="404"):
+        bench.run(JOB, account="somebody")
+    assert not server.jobs[SUPERVISED]
+
+
+def test_an_account_that_vanishes_in_the_middle(bench: ServiceBench, server: FireworksServer) -> None:
+    server.hold_at("RUNNING")
+    with at_state(server, "RUNNING", lambda: setattr(server, "account", "gone")), pytest.raises(BackendError) as told:
+        bench.run(JOB)
+    assert "the account" in str(told.value)
+    assert not told.value.mendable
+    server.account = ACCOUNT
+    server.release()
+    # The job was not taken for one that is gone.
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+
+
+def test_a_job_that_fails_for_good_is_not_made_again_until_it_is_launched(
+    bench: ServiceBench, server: FireworksServer
+) -> None:
+    server.script = [
+        Moment("RUNNING"),
+        Moment("FAILED", status={"code": "INVALID_ARGUMENT", "message": "row 3 is too long"}),
+    ]
+    with pytest.raises(BackendError, match="ended as FAILED: INVALID_ARGUMENT: row 3 is too long") as told:
+        bench.run(JOB)
+    assert not told.value.mendable
+    assert len(made(server)) == 1
+    server.script = None
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 2
+
+
+def test_a_job_that_fails_in_passing_is_resumed(bench: ServiceBench, server: FireworksServer) -> None:
+    server.script = [Moment("RUNNING"), Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+    assert len(asked(server, "POST", ":resume")) == 1
+
+
+def test_a_service_that_resumes_nothing_gets_another_job(bench: ServiceBench, server: FireworksServer) -> None:
+    server.script = [Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
+    fault = server.fault("POST .*:resume", 501, times=10**6)
+    with pytest.raises(BackendError, match="a node was lost") as told:
+        bench.run(JOB)
+    assert told.value.mendable
+    assert fault.times
+    # The first, and those that a run tries again by itself.
+    assert len(made(server)) == 3
+
+
+def test_a_job_that_never_begins_is_called_off(bench: ServiceBench, server: FireworksServer) -> None:
+    server.script = [Moment("PENDING")]
+    with pytest.raises(BackendError, match=r"has not begun in 0\.3 s: it is PENDING, and is called off"):
+        bench.run(JOB, start_deadline_s=0.3)
+    assert len(asked(server, "POST", ":cancel")) == 1
+
+
+def test_a_job_that_somebody_deletes(bench: ServiceBench, server: FireworksServer) -> None:
+    server.hold_at("RUNNING")
+    with (
+        at_state(server, "RUNNING", server.jobs[SUPERVISED].clear),
+        pytest.raises(BackendError, match="has it no more"),
+    ):
+        bench.run(JOB)
+
+
+def test_the_network_is_gone_for_a_while(bench: ServiceBench, server: FireworksServer) -> None:
+    server.hold_at("RUNNING")
+
+    def away() -> None:
+        server.stop()
+        time.sleep(2)
+        server.start()
+        server.release()
+
+    with at_state(server, "RUNNING", away):
+        assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+
+
+def test_a_service_that_stays_away_leaves_a_job_that_is_found_again(
+    bench: ServiceBench, server: FireworksServer
+) -> None:
+    server.hold_at("RUNNING")
+    with at_state(server, "RUNNING", server.stop), pytest.raises(BackendError) as told:
+        bench.run(JOB, silence_s=0.5)
+    assert told.value.mendable
+    server.start()
+    server.release()
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+
+
+class at_state:
+    """Do something as soon as a look at a job finds a state, beside the run of the context, which must get as far."""
+
+    def __init__(self, server: FireworksServer, state: str, do: Callable[[], Any]) -> None:
+        self._server, self._state, self._do = server, state, do
+        self._over, self._done = threading.Event(), threading.Event()
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            if any(job.now.state == self._state for job in list(self._server.jobs[SUPERVISED].values())):
+                self._done.set()
+                self._do()
+                return
+            time.sleep(0.02)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        assert self._done.is_set(), f"no job came to {self._state}"
+
+
+# Launchers that end.
+
+
+def launcher(bench: ServiceBench) -> "subprocess.Popen[bytes]":
+    """A run in a process of its own."""
+    program = (
+        "import json, sys, kitchen_assets as kitchen; config, resources = json.loads(sys.argv[1]);"
+        "kitchen.run('supervised', config, resources)"
+    )
+    given = json.dumps([bench.config({**JOB, "lease_wait_s": 120.0}), bench.resources()])
+    (bench.folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with (bench.folder / "launcher.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", program, given],
+            env={**os.environ, "DAGSTER_HOME": str(bench.folder)},
+            stdout=log,
+            stderr=log,
+            # Also where the tests themselves run in the background, and so without this signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+
+def wait_for(what: Callable[[], bool], process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    while not what():
+        assert process.poll() is None, (folder / "launcher.log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def is_at(server: FireworksServer, state: str) -> bool:
+    return any(job.now.state == state for job in list(server.jobs[SUPERVISED].values()))
+
+
+def test_a_launcher_that_is_killed_leaves_a_job_that_the_next_one_finds(
+    bench: ServiceBench, server: FireworksServer
+) -> None:
+    server.hold_at("RUNNING")
+    process = launcher(bench)
+    wait_for(lambda: is_at(server, "RUNNING"), process, bench.folder)
+    process.kill()
+    process.wait()
+    server.release()
+    result = bench.run({**JOB, "lease_wait_s": 120.0})
+    assert result.evaluation is not None
+    assert len(made(server)) == 1
+    assert not asked(server, "POST", ":cancel")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_run_that_is_canceled_cancels_its_job_and_goes_on_with_it(
+    bench: ServiceBench, server: FireworksServer, number: signal.Signals
+) -> None:
+    server.hold_at("RUNNING")
+    process = launcher(bench)
+    wait_for(lambda: is_at(server, "RUNNING"), process, bench.folder)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    assert len(asked(server, "POST", ":cancel")) == 1
+    head = bench.head()
+    assert (head.holder, head.entries()) == (None, [])
+    server.release()
+    assert bench.run(JOB).evaluation is not None
+    assert len(made(server)) == 1
+    assert len(asked(server, "POST", ":resume")) == 1
+
+
+def test_waiting_costs_next_to_nothing(tmp_path: Path, server: FireworksServer, base: Path) -> None:
+    """By the CPU time of the launcher, and not by a clock: a look each tenth of a second, of which ten thousand an hour."""
+    bench = jobs_bench(tmp_path, server, base, poll_s=0.1)
+    server.hold_at("RUNNING")
+    process = launcher(bench)
+
+    def looks() -> int:
+        return len([request for request in asked(server, "GET", "-1") if "Jobs/" in request.path])
+
+    wait_for(lambda: looks() > 20, process, bench.folder)
+    watched = psutil.Process(process.pid)
+    before, first = sum(watched.cpu_times()[:2]), looks()
+    wait_for(lambda: looks() >= first + 100, process, bench.folder)
+    each = (sum(watched.cpu_times()[:2]) - before) / (looks() - first)
+    process.kill()
+    process.wait()
+    # At the usual 30 s between looks an hour has 120.
+    assert 120 * each < 20.0, f"{each:.3f} CPU s a look"
+    server.release()
+    shutil.rmtree(tmp_path / "dagster", ignore_errors=True)
+
+
+# What is refused before any work.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora": None}, "doesn't train the whole model"),
+        ({"lora": {"rank": 8, "alpha": 16}}, "lora.alpha: is the service's own affair"),
+        ({"lr_schedule": "cosine"}, "lr_schedule: is the service's own affair"),
+        ({"max_steps": 5}, "max_steps: is the service's own affair"),
+        ({"precision": "bf16"}, "precision: is the service's own affair"),
+        ({"train_on": "all_tokens"}, "train_on: all_tokens can't be told"),
+        ({"packing": True}, "packing: is the service's own affair"),
+        ({"checkpoint_steps": 2}, "can't resume supervised exactly from inside an epoch"),
+        ({"early_stop_patience": 1}, "early_stop_patience: isn't offered"),
+    ],
+)
+def test_what_a_job_cannot_be_told_is_refused(
+    bench: ServiceBench, server: FireworksServer, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((CapabilityError, ConfigError), match=message):
+        bench.run({**JOB, **fields})
+    assert not [request for request in server.record if request.method == "POST"]
+
+
+def test_a_base_that_the_service_has_not_is_refused(bench: ServiceBench) -> None:
+    with pytest.raises(CapabilityError, match="no base model 'accounts/fireworks/models/none-such'"):
+        bench.run(JOB, base_model="accounts/fireworks/models/none-such")
