@@ -1,7 +1,8 @@
 """docs/backends.md: what the backends say of themselves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import CapabilityError
@@ -11,6 +12,8 @@ from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe, RecipeDefinition
 from kitchen_resources.recipes.reinforcement import ReinforcementRecipe
 from kitchen_resources.recipes.supervised import SupervisedRecipe
+from kitchen_resources.training.fireworks.backend import FireworksTrainer
+from kitchen_resources.training.fireworks.managed import FireworksJobsTrainer
 from kitchen_resources.training.local.backend import LocalTrainer
 from kitchen_resources.training.modal.backend import ModalTrainer
 from kitchen_resources.training.noop import NoopTrainer
@@ -19,6 +22,8 @@ from kitchen_resources.training.preflight import require_capable
 from kitchen_resources.training.ray.backend import RayTrainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from kitchen_resources.training.trl.backend import TrlTrainer
+
+_TRAINING = Path(__file__).parents[2] / "kitchen_resources" / "training"
 
 WORKS, CONTRACT, OFFERED, NOT_OFFERED = "works", "contract-tested", "offered", "not offered"
 
@@ -44,6 +49,8 @@ BACKENDS = {
     "ray": Shown(RayTrainer("any", processes=2), {"gradient_accumulation_steps": 2}),
     "local": Shown(LocalTrainer(), {}),
     "tinker": Shown(TinkerTrainer("any"), {"lora": {"rank": 8}}),
+    "fireworks": Shown(FireworksTrainer("any"), {"lora": {"rank": 8}}, CONTRACT),
+    "fireworks_jobs": Shown(FireworksJobsTrainer("any"), {"lora": {"rank": 8}}, CONTRACT),
     "modal": Shown(ModalTrainer(), {}, CONTRACT),
     "noop": Shown(NoopTrainer(), {}),
 }
@@ -91,6 +98,10 @@ _QUANTIZED = "tests/extras/test_quantization.py::test_a_lora_on_a_quantized_base
 _TINKER = "tests/peers/test_tinker_runs.py::"
 _SHARED = "trl, processes: 2"
 _RAY = "tests/peers/test_ray.py::test_a_run_has_the_bits_of_torchrun_and_streams_its_steps"
+_FIREWORKS = "tests/peers/test_fireworks_runs.py::"
+_FIREWORKS_RUN = f"{_FIREWORKS}test_a_run_learns_and_what_it_made_is_like_any_other"
+_JOBS = "tests/peers/test_fireworks_jobs.py::"
+_JOBS_RUN = f"{_JOBS}test_a_run_is_one_job_and_what_it_made_is_like_any_other"
 _RAY_KILLED = "tests/peers/test_ray.py::test_a_killed_worker_is_gone_on_from"
 _MODAL = "tests/peers/test_modal.py::test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made"
 _ORDERED = "tests/contract/test_orders.py::test_it_has_the_bits_of_trl"
@@ -105,6 +116,8 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "ray": _RAY,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+        "fireworks": _FIREWORKS_RUN,
+        "fireworks_jobs": _JOBS_RUN,
         "modal": _MODAL,
     },
     "supervised, packed rows": {"trl": _BITS},
@@ -117,6 +130,8 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "trl": _METHOD_BITS,
         "local": _PREFER,
         "tinker": f"{_TINKER}test_a_preference_run",
+        "fireworks": f"{_FIREWORKS}test_a_preference_run",
+        "fireworks_jobs": f"{_JOBS}test_a_preference_run",
     },
     "preference, other losses": {"trl": _METHOD_BITS},
     "preference, precomputed reference": {"trl": _METHOD_BITS},
@@ -137,6 +152,8 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         _SHARED: _KILLED,
         "local": _AGREE,
         "tinker": f"{_TINKER}test_a_run_learns_and_what_it_made_is_like_any_other",
+        "fireworks": _FIREWORKS_RUN,
+        "fireworks_jobs": _JOBS_RUN,
         "modal": _MODAL,
     },
     "the whole model": {"trl": _BITS, _SHARED: _STEPS, "ray": _RAY, "local": _AGREE, "modal": _ORDERED},
@@ -147,6 +164,7 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
         "ray": _RAY_KILLED,
         "local": _INSIDE,
         "tinker": f"{_TINKER}test_a_killed_run_goes_on_from_its_last_checkpoint",
+        "fireworks": f"{_FIREWORKS}test_a_killed_run_goes_on_from_its_last_checkpoint",
         "modal": _MODAL_LOST,
     },
     "optimisers other than AdamW": {"trl": _SETTINGS},
@@ -154,12 +172,32 @@ PROVEN: Mapping[str, Mapping[str, str]] = {
 }
 """By feature and backend, the test that trains so and looks at values."""
 
+_OWN_CODE: Mapping[str, tuple[str, ...]] = {
+    "trl": ("trl", "worker"),
+    "ray": ("ray",),
+    "local": ("local",),
+    "tinker": ("tinker",),
+    "fireworks": ("fireworks/account.py", "fireworks/backend.py", "fireworks/config.py", "fireworks/service.py"),
+    "fireworks_jobs": ("fireworks/jobs.py", "fireworks/managed.py"),
+    "modal": ("modal",),
+    "noop": ("noop.py",),
+}
+"""What of `kitchen_resources/training/` each backend has to itself."""
+
+_SHARED_CODE: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "the loops by primitives": ("local, tinker, fireworks", ("loops",)),
+    "a service of primitives": ("tinker, fireworks", ("remote",)),
+    "orders through the store": ("modal", ("orders",)),
+    "a service that trains on its own": ("fireworks_jobs", ("hosted",)),
+}
+"""What several share, or the next of their kind would."""
+
 _RESUME = {"exact": "the same bits", "state": "weights and moments, by a probe's loss", "none": "no"}
 
 
 def render(template: str) -> str:
     """The whole page, from its template."""
-    return template.replace("{{ features }}", "\n".join(_table()))
+    return template.replace("{{ features }}", "\n".join(_table())).replace("{{ lines }}", "\n".join(_lines()))
 
 
 def offered(shown: Shown, asked: Asked) -> bool:
@@ -188,6 +226,27 @@ def _table() -> Iterator[str]:
         yield f"| {name} | " + " | ".join(marks) + " |"
     resumes = (_RESUME[shown.trainer.capabilities().resume] for shown in BACKENDS.values())
     yield "| what a resume gives back | " + " | ".join(resumes) + " |"
+
+
+def _lines() -> Iterator[str]:
+    """What each backend is to write and to keep up."""
+    yield "| | lines | in `kitchen_resources/training/` |"
+    yield "|---|---|---|"
+    for name, parts in _OWN_CODE.items():
+        yield f"| `{name}` | {_counted(parts)} | {', '.join(f'`{part}`' for part in parts)} |"
+    for what, (users, parts) in _SHARED_CODE.items():
+        named = ", ".join(f"`{user}`" for user in users.split(", "))
+        yield f"| {what} ({named}) | {_counted(parts)} | {', '.join(f'`{part}`' for part in parts)} |"
+
+
+def _counted(parts: Sequence[str]) -> int:
+    """Lines that aren't empty, to the nearest ten."""
+    found = [
+        path
+        for part in parts
+        for path in ([_TRAINING / part] if part.endswith(".py") else (_TRAINING / part).glob("*.py"))
+    ]
+    return round(sum(bool(line.strip()) for path in found for line in path.read_text().splitlines()), -1)
 
 
 def _mark(shown: Shown, asked: Asked, *, proven: bool) -> str:

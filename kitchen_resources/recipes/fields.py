@@ -4,6 +4,7 @@ Bounds are kept beside the field and not inside the pydantic type. A value out o
 whose message names field, value, bound and fix; pydantic would fail inside Dagster's resource set-up instead.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,6 +93,13 @@ def facts_of(field: FieldInfo) -> FieldFacts | None:
     if not isinstance(extra, dict) or _KEY not in extra:
         return None
     return FieldFacts(**extra[_KEY])  # type: ignore[arg-type]
+
+
+def written_class(model: type[BaseModel]) -> type[BaseModel]:
+    """The class that a recipe class or block was written as: the bound ones made of it have a recipe's values as defaults."""
+    return next(
+        kind for kind in model.__mro__ if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+    )
 
 
 def fields_with_facts(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, FieldFacts]]:

@@ -10,7 +10,7 @@ import pydantic
 
 from kitchen_resources.dagster_context import current_context
 from kitchen_resources.errors import CapabilityError
-from kitchen_resources.recipes.fields import fields_with_facts
+from kitchen_resources.recipes.fields import fields_with_facts, written_class
 from kitchen_resources.recipes.preference import PreferenceRecipe
 from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.recipes.rules import Problem
@@ -156,7 +156,7 @@ class FireworksJobsTrainer:
 
 def _untold(fields: pydantic.BaseModel, told: Collection[str]) -> Iterator[Problem]:
     """What moves the weights, isn't as it is by default, and can't be told."""
-    for name, field, facts in fields_with_facts(type(fields)):
+    for name, field, facts in fields_with_facts(written_class(type(fields))):
         value = getattr(fields, name)
         if facts.moves == "weights" and name not in told and value != field.get_default(call_default_factory=True):
             yield name, f"is the service's own affair on this backend; got {value}", "remove it"
