@@ -87,7 +87,7 @@ HATCHERY := $(VENV)/peers/hatchery
 peers: $(VENV)/.peers $(SKYRL)/.ready $(HATCHERY)/.ready $(MLFLOW)/.ready ## backends against real servers of theirs, on loopback
 	$(PYTEST) --junitxml=$(RESULTS)/peers.xml -n 3 --dist loadfile tests/peers
 
-backends: $(VENV)/.peers $(SKYRL)/.ready ## one recipe on every backend, losses side by side
+backends: $(VENV)/.peers $(SKYRL)/.ready $(HATCHERY)/.ready ## one recipe on every backend, losses side by side
 	OMP_NUM_THREADS=1 $(PY) -m tests.peers.side_by_side
 
 $(VENV)/.peers: $(SETUP)

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 
 import kitchen_assets as kitchen
 from kitchen_resources.embedded import write_model
+from tests.fireworks_server import fireworks_server
+from tests.object_store import object_store
+from tests.peers.adapters import trained_adapter
+from tests.peers.hatchery import Hatchery
+from tests.peers.hatchery_app import KEY as FIREWORKS_KEY
+from tests.peers.hatchery_app import MODEL
+from tests.peers.modal_server import ModalServer
 from tests.peers.ray_cluster import ray_cluster
 from tests.peers.skyrl import KEY, skyrl
 
@@ -37,6 +45,8 @@ RECIPE: Mapping[str, Any] = {
 SAME = 1.0e-4
 """How far losses from the same first adapter may lie apart, relative. Measured: under 1e-5 after 16 updates."""
 
+SERVICES = ("tinker", "fireworks")
+
 SAME_BASE = 1.0e-3
 """How far a service's first loss may lie from this machine's, relative."""
 
@@ -49,17 +59,19 @@ class Step:
     tokens: int
 
 
-def steps_on(backend: Mapping[str, Any], folder: Path, base: Path) -> list[Step]:
-    """Run the recipe on a backend; its steps."""
+def steps_on(backend: Mapping[str, Any], folder: Path, base: Path, *, bucket: bool = False) -> list[Step]:
+    """Run the recipe on a backend, with a store of its own or the bucket that the environment names; its steps."""
     (folder / "dagster").mkdir(parents=True)
     events = folder / "events.jsonl"
     resources = {
-        "blobs": {"store": {"local": {"path": str(folder / "store")}}},
+        **({} if bucket else {"blobs": {"store": {"local": {"path": str(folder / "store")}}}}),
         "telemetry": {"console": False, "jsonl": str(events)},
         "trainer": {"backend": dict(backend)},
     }
     with dg.DagsterInstance.ephemeral(tempdir=str(folder / "dagster")) as instance:
-        kitchen.run("supervised", {**RECIPE, "model": str(base)}, resources, instance=instance)
+        result = kitchen.run("supervised", {**RECIPE, "model": str(base)}, resources, instance=instance)
+    if not any(checkpoint["payload"] == "present" for checkpoint in result.checkpoints):
+        raise SystemExit(f"{', '.join(backend)} has made no checkpoint")
     told = [json.loads(line) for line in events.read_text().splitlines()]
     numbers = [event["measurements"] for event in told if event["event"] == "training.step"]
     return [Step(step["loss"], step["tokens"]) for step in numbers]
@@ -74,7 +86,7 @@ def wrong(steps: Mapping[str, Sequence[Step]]) -> list[str]:
             found.append(f"{name} trained other tokens than trl")
         if not ours[-1].loss < ours[0].loss - 0.1:
             found.append(f"{name} didn't learn: {ours[0].loss:.4f} -> {ours[-1].loss:.4f}")
-        first, limit = (1, SAME_BASE) if name == "tinker" else (len(theirs), SAME)
+        first, limit = (1, SAME_BASE) if name in SERVICES else (len(theirs), SAME)
         differences = [abs(a.loss - b.loss) / b.loss for a, b in zip(ours[:first], theirs[:first], strict=True)]
         if not max(differences) <= limit:
             found.append(f"{name} differs from trl by {max(differences):.1e} of the loss, and may by {limit:.0e}")
@@ -90,9 +102,32 @@ def table(steps: Mapping[str, Sequence[Step]]) -> str:
     return "\n".join(lines)
 
 
+def on_modal(folder: Path, base: Path) -> list[Step]:
+    """By calls of a function, which Modal's own SDK makes at a server of its protocol; the store is a bucket."""
+    with object_store(folder / "bucket") as store:
+        place = {**store.env, "KITCHEN_STORE": "s3://kitchen-tests/side-by-side"}
+        (folder / "calls").mkdir(parents=True)
+        scratch = {"KITCHEN_SCRATCH": str(folder / "there"), "OMP_NUM_THREADS": "1"}
+        with ModalServer(folder / "calls", {**place, **scratch}) as server, pytest.MonkeyPatch.context() as patch:
+            for name, value in {**place, **server.settings, "KITCHEN_SCRATCH": str(folder / "here")}.items():
+                patch.setenv(name, value)
+            return steps_on({"modal": {"device": "cpu", "threads": 1}}, folder / "run", base, bucket=True)
+
+
+def on_fireworks_jobs(folder: Path, base: Path) -> None:
+    """By a managed job, which tells no steps: that its adapter comes here, and is measured and registered, is all."""
+    with fireworks_server(key=FIREWORKS_KEY, account="kitchen-tests") as server:
+        files = trained_adapter(base, folder / "adapter")
+        server.adapter_files = lambda job: dict(files)
+        backend = {"base_model": "accounts/fireworks/models/qwen3-8b", "base_url": server.url, "poll_s": 0.1}
+        told = steps_on({"fireworks_jobs": backend}, folder / "run", base)
+        if told or len(server.jobs["supervisedFineTuningJobs"]) != 1:
+            raise SystemExit("a managed job was made twice, or told of steps")
+
+
 def main() -> int:
     """Train on all backends; the exit status."""
-    os.environ["TINKER_API_KEY"] = KEY
+    os.environ.update({"TINKER_API_KEY": KEY, "FIREWORKS_API_KEY": FIREWORKS_KEY})
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         base = folder / "tiny"
@@ -109,13 +144,21 @@ def main() -> int:
         with skyrl(folder / "skyrl", base) as server:
             service = {"base_model": str(base), "base_url": server.url, "request_deadline_s": 120.0}
             steps["tinker"] = steps_on({"tinker": service}, folder / "tinker", base)
+        with Hatchery(folder / "hatchery", base) as server:
+            service = {"base_model": MODEL, "base_url": server.trainers, "request_deadline_s": 120.0}
+            steps["fireworks"] = steps_on({"fireworks": service}, folder / "fireworks", base)
+        on_fireworks_jobs(folder / "fireworks_jobs", base)
+        steps["modal"] = on_modal(folder / "modal", base)
         cluster = stack.enter_context(ray_cluster(folder / "ray.log"))
         os.environ.update(cluster.env)
         workers = {"address": cluster.address, "processes": 2, "threads": 1}
         steps["ray"] = steps_on({"ray": workers}, folder / "ray", base)
     print(table(steps))
     problems = wrong(steps)
-    print("\n".join(problems) or "all backends are alike, and learn")
+    print(
+        "\n".join(problems)
+        or "all backends are alike, and learn; fireworks_jobs, which tells no losses, made its checkpoint"
+    )
     return int(bool(problems))
 
 

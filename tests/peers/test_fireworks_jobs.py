@@ -23,6 +23,7 @@ import pytest
 import kitchen_assets as kitchen
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
 from tests.fireworks_server import FireworksServer, Lost, Moment, fireworks_server
+from tests.peers.adapters import trained_adapter
 from tests.peers.conftest import no_key_in
 from tests.peers.hatchery_app import KEY
 from tests.peers.service_bench import ServiceBench
@@ -36,18 +37,7 @@ JOB = {"learning_rate": 1.0e-3, "epochs": 3, "eval_every": 1}
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """An adapter of the base that changes what it says."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(5)
-    model = get_peft_model(load_plain(base), LoraConfig(r=8, lora_alpha=32, target_modules="all-linear"))
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.02)
-    folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder)
-    return {name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+    return trained_adapter(base, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture
