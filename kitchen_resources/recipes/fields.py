@@ -97,9 +97,10 @@ def facts_of(field: FieldInfo) -> FieldFacts | None:
 
 def written_class(model: type[BaseModel]) -> type[BaseModel]:
     """The class that a recipe class or block was written as: the bound ones made of it have a recipe's values as defaults."""
-    return next(
+    written = (
         kind for kind in model.__mro__ if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
     )
+    return next(kind for kind in written if issubclass(kind, BaseModel))
 
 
 def fields_with_facts(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, FieldFacts]]:

@@ -157,7 +157,7 @@ def main() -> int:
     problems = wrong(steps)
     print(
         "\n".join(problems)
-        or "all backends are alike, and learn; fireworks_jobs, which tells no losses, made its checkpoint"
+        or "all backends are alike, and learn; fireworks_jobs, which tells no losses, made a checkpoint"
     )
     return int(bool(problems))
 
