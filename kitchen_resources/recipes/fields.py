@@ -7,7 +7,7 @@ whose message names field, value, bound and fix; pydantic would fail inside Dags
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
@@ -100,7 +100,7 @@ def written_class(model: type[BaseModel]) -> type[BaseModel]:
     written = (
         kind for kind in model.__mro__ if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
     )
-    return next(kind for kind in written if issubclass(kind, BaseModel))
+    return cast(type[BaseModel], next(written))
 
 
 def fields_with_facts(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, FieldFacts]]:
