@@ -8,6 +8,7 @@ from kitchen_resources.checkpoints.head import Head
 from kitchen_resources.checkpoints.store import CheckpointStore
 from kitchen_resources.errors import CheckpointError
 from kitchen_resources.recipes.identity import changes
+from kitchen_resources.recipes.recipe import Recipe
 from kitchen_resources.training.port import Resolution
 
 
@@ -37,3 +38,15 @@ def drift(first: Mapping[str, Any] | None, resolution: Resolution) -> str | None
     if not moved:
         return None
     return f"this run was started in another environment ({'; '.join(moved)}); its bits may differ from one go"
+
+
+def drift_of(recipe: Recipe, fingerprint: str, first: Mapping[str, Any] | None, resolution: Resolution) -> str:
+    """See `drift`; "" where there is none.
+
+    Raises:
+        CheckpointError: There is one, and the recipe goes on with none.
+    """
+    said = drift(first, resolution)
+    if said is not None and recipe.on_drift == "refuse":
+        raise CheckpointError(said, where=f"run {fingerprint[:12]}", fix="restore it, or set on_drift: warn")
+    return said or ""

@@ -24,7 +24,7 @@ from kitchen_resources.evaluation.checkpoints import CheckpointEvaluations
 from kitchen_resources.evaluation.port import EvaluationResult
 from kitchen_resources.launch import Launch
 from kitchen_resources.recipes.identity import Identity, Start, identify
-from kitchen_resources.training.environment import as_started, drift, first_environment
+from kitchen_resources.training.environment import as_started, drift_of, first_environment
 from kitchen_resources.training.events import Observer, PublishingEvents
 from kitchen_resources.training.history import FailureMark, moved_notes, remember_run
 from kitchen_resources.training.ledger import LedgerReport, RowPlan, read_report
@@ -272,7 +272,10 @@ class TrainingRun:
 
     def _train_through(self, lease: Lease, epoch: int) -> int:
         done = 0
-        self._explain_drift(lease.head)
+        first = first_environment(self._store, lease.head)
+        said = drift_of(self._recipe, self.fingerprint, first, self._resolution(lease.head))
+        if said:
+            self._observer.say(said)
         self._evaluate_due(lease, epoch)
         damaged = _quarantined(lease.head)
         while not self._progress.is_done(lease.head, epoch):
@@ -426,15 +429,6 @@ class TrainingRun:
 
     def _resolution(self, head: Head) -> Resolution:
         return as_started(self._launch.resolution, first_environment(self._store, head))
-
-    def _explain_drift(self, head: Head) -> None:
-        """Say, or refuse, that this environment isn't the one that the run was started in."""
-        said = drift(first_environment(self._store, head), self._resolution(head))
-        if said is None:
-            return
-        if self._recipe.on_drift == "refuse":
-            raise CheckpointError(said, where=f"run {self.fingerprint[:12]}", fix="restore it, or set on_drift: warn")
-        self._observer.say(said)
 
     def _record(self, job: TrainingJob) -> RunRecord:
         base = job.base

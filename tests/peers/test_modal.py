@@ -162,6 +162,14 @@ def until(holds: Callable[[], Any], process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.05)
 
 
+def held_in_its_first_epoch(bench: Bench) -> "subprocess.Popen[bytes]":
+    """A run of a process of its own, whose call has published step 2 and is held at step 3."""
+    bench.server.held_at = 3
+    process = bench.start()
+    until(lambda: bench.digests(), process)
+    return process
+
+
 def test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:
@@ -197,9 +205,7 @@ def test_a_run_has_the_bits_of_trl_and_nothing_stays_but_what_it_made(
 def test_an_order_of_a_lost_launcher_is_followed_and_no_second_call_is_made(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:
-    bench.server.held_at = 3
-    process = bench.start()
-    until(lambda: bench.digests(), process)
+    process = held_in_its_first_epoch(bench)
     process.kill()
     process.wait()
     (first,) = bench.server.calls
@@ -251,9 +257,7 @@ def test_of_two_calls_of_an_order_one_carries_it_out(bench: Bench, expected: Map
 
 
 def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str]) -> None:
-    bench.server.held_at = 3
-    process = bench.start()
-    until(lambda: bench.digests(), process)
+    process = held_in_its_first_epoch(bench)
     (first,) = bench.server.calls
     bench.server.held_at = 0
     bench.server.end(bench.server.calls[first], api_pb2.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE)
@@ -265,9 +269,7 @@ def test_a_lost_machine_is_gone_on_from(bench: Bench, expected: Mapping[int, str
 
 
 def test_a_machine_that_is_taken_away_says_so_and_is_gone_on_from(bench: Bench, expected: Mapping[int, str]) -> None:
-    bench.server.held_at = 3
-    process = bench.start()
-    until(lambda: bench.digests(), process)
+    process = held_in_its_first_epoch(bench)
     (first,) = bench.server.calls
     bench.server.held_at = 0
     # As a function of Modal hears that its machine is wanted elsewhere.
@@ -282,9 +284,7 @@ def test_a_machine_that_is_taken_away_says_so_and_is_gone_on_from(bench: Bench, 
 def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
     bench: Bench, expected: Mapping[int, str]
 ) -> None:
-    bench.server.held_at = 3
-    process = bench.start()
-    until(lambda: bench.digests(), process)
+    process = held_in_its_first_epoch(bench)
     (first,) = bench.server.calls
     bench.server.held_at = 0
     call = bench.server.calls[first]
@@ -301,9 +301,7 @@ def test_a_call_that_is_begun_again_says_so_and_another_takes_its_place(
 def test_a_canceled_run_publishes_its_step_and_leaves_no_call(
     bench: Bench, expected: Mapping[int, str], number: int
 ) -> None:
-    bench.server.held_at = 3
-    process = bench.start()
-    until(lambda: bench.digests(), process)
+    process = held_in_its_first_epoch(bench)
     process.send_signal(number)
     (fingerprint,) = CheckpointStore(bench.blobs).find("")
     (order,) = orders_of(bench.blobs, fingerprint)
