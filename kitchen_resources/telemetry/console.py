@@ -42,10 +42,13 @@ class ConsoleHandler:
             )
         if event.name == "training.epoch":
             self._last = time.monotonic()
-            return (
-                f"{recipe}: epoch {about['epoch']} done, step {about['step']}  {_learned(values)}  "
-                f"{values['tokens_per_second']:,.0f} tok/s  {_span(values['duration_s'])}"
-            )
+            done = [f"epoch {about['epoch']} done, step {about['step']}", _learned(values)]
+            if "tokens_per_second" in values:
+                done.append(f"{values['tokens_per_second']:,.0f} tok/s")
+            done.append(_span(values["duration_s"]))
+            if "cost_usd" in values:
+                done.append(f"{values['cost_usd']:,.2f} USD")
+            return f"{recipe}: {'  '.join(part for part in done if part)}"
         if event.name == "training.checkpoint":
             return f"{recipe}: checkpoint at step {about['step']}  {values['bytes'] / 2**20:,.1f} MiB"
         if event.name in ("training.eval", "eval.complete") and values:
@@ -66,8 +69,7 @@ class ConsoleHandler:
 
 def _learned(values: Mapping[str, Any]) -> str:
     """The loss, and what tells more in some methods: a policy's loss is about 0, however well it does."""
-    further = "".join(f"  {name} {values[name]:.4f}" for name in METHOD_METRICS if name in values)
-    return f"loss {values['loss']:.4f}{further}"
+    return "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", *METHOD_METRICS) if name in values)
 
 
 def _span(seconds: float) -> str:

@@ -60,7 +60,7 @@ EVENTS: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "training.epoch": (
         "An epoch is done.",
-        ("loss", "tokens", "tokens_per_second", "duration_s"),
+        ("tokens", "duration_s", "loss?", "tokens_per_second?", "cost_usd?"),
         ("recipe", "fingerprint", "epoch", "step"),
     ),
     "training.checkpoint": (

@@ -15,7 +15,7 @@ from kitchen_resources.training.method_events import step_events
 from kitchen_resources.training.port import CheckpointDraft, LocalCheckpoint, StepMetrics
 from kitchen_resources.training.stopping import StopRequest
 
-_OF_EPOCH = ("loss", "tokens", "tokens_per_second")
+_OF_EPOCH = ("loss", "tokens", "tokens_per_second", "cost_usd")
 
 
 class Observer(Protocol):

@@ -72,6 +72,12 @@ def lines_of(*events: Event, every_s: float = 0.0) -> list[str]:
             "supervised: epoch 1 done, step 200  loss 0.9877  1,234,568 tok/s  61 s",
         ),
         (
+            "training.epoch",
+            {"tokens": 5120, "duration_s": 7200.0, "cost_usd": 1234.5},
+            {**ABOUT, "epoch": 1, "step": 200},
+            "supervised: epoch 1 done, step 200  2.0 h  1,234.50 USD",
+        ),
+        (
             "training.checkpoint",
             {"bytes": 1234567890, "duration_s": 0.1},
             {**ABOUT, "epoch": 1, "step": 200, "state_digest": "00"},
