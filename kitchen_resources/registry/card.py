@@ -53,7 +53,7 @@ def _body(version: ModelVersion, base: str | None, kind: str) -> str:
                 "optimiser steps": f"{version.cost.get('optimizer_steps', 0):,.0f}",
                 "trained tokens": f"{version.cost.get('tokens', 0):,.0f}",
                 "seconds in steps": f"{version.cost.get('seconds', 0):,.0f}",
-                **({"charged by the service": f"{version.cost['usd']:,.2f} USD"} if "usd" in version.cost else {}),
+                **({"estimated by the service": f"{version.cost['usd']:,.2f} USD"} if "usd" in version.cost else {}),
             }
         ),
         "## Recipe",

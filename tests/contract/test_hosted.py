@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from kitchen_resources.blobs.local import LocalBlobs
-from kitchen_resources.errors import BackendError, CapabilityError
+from kitchen_resources.errors import BackendError, CapabilityError, ConfigError, DataError
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.recipe import RecipeDefinition
 from kitchen_resources.recipes.supervised import SupervisedRecipe
@@ -31,7 +31,7 @@ AWAY = BackendError("is away", where="the service", retriable=True)
 WORKS, DONE = JobStatus("working", "RUNNING", progress=0.5), JobStatus("done", "COMPLETED", cost_usd=2.5)
 BROKEN = JobStatus("failed", "FAILED", said="a node was lost", mendable=True)
 
-Said = JobStatus | BackendError
+Said = JobStatus | BaseException | None
 
 
 class JobsHere:
@@ -53,17 +53,29 @@ class JobsHere:
         self.canceled: list[str] = []
         self.resumable: list[Said] | None = None
         self.lose_answer = False
+        self.lose_resume = False
+        self.account = "ours"
+        self.models_are_there = True
+        self.refuse_create: BackendError | None = None
+        self.refuse_cancel: list[BackendError] = []
         self._at: dict[str, list[Said]] = {}
+
+    def place(self) -> Mapping[str, str]:
+        return {"account": self.account}
 
     def look(self, job: str) -> JobStatus | None:
         if job not in self._at:
             return None
         said = self._at[job].pop(0) if len(self._at[job]) > 1 else self._at[job][0]
-        if isinstance(said, BackendError):
+        if isinstance(said, BaseException):
             raise said
+        if said is None:
+            return None
         return replace(said, model=f"models/{job}")
 
     def create(self, job: str, rows: Path) -> None:
+        if self.refuse_create is not None:
+            raise self.refuse_create
         if job not in self._at:
             self.made.append(job)
             self.rows = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -73,19 +85,27 @@ class JobsHere:
             raise AWAY
 
     def cancel(self, job: str) -> None:
+        if self.refuse_cancel:
+            raise self.refuse_cancel.pop()
         self.canceled.append(job)
         self._at[job] = [JobStatus("stopping", "CANCELLING"), JobStatus("stopped", "CANCELLED")]
 
     def resume(self, job: str) -> bool:
         if self.resumable is None:
             return False
-        self._at[job] = list(self.resumable)
+        self._at[job], self.resumable = list(self.resumable), None
+        if self.lose_resume:
+            self.lose_resume = False
+            raise AWAY
         return True
 
-    def download(self, model: str, target: Path) -> None:
+    def download(self, model: str, target: Path) -> bool:
+        if not self.models_are_there:
+            return False
         target.mkdir(parents=True)
         (target / "adapter_model.safetensors").write_bytes(model.encode())
         (target / "adapter_config.json").write_bytes(b"{}")
+        return True
 
 
 class Kitchen:
@@ -177,7 +197,7 @@ def test_a_service_that_is_away_is_asked_again(kitchen: Kitchen) -> None:
 def test_one_that_stays_away_ends_the_launch_and_not_the_job(kitchen: Kitchen) -> None:
     jobs = JobsHere(WORKS, AWAY)
     with pytest.raises(BackendError, match="is away"):
-        kitchen.launch(jobs, replace(AT_ONCE, silence=0.0))
+        kitchen.launch(jobs, replace(AT_ONCE, silence=-1.0))
     assert (kitchen.over, jobs.canceled) == ([None], [])
     jobs._at[jobs.made[0]] = [DONE]
     kitchen.launch(jobs)
@@ -192,11 +212,22 @@ def test_what_is_refused_ends_the_launch_at_once(kitchen: Kitchen) -> None:
     assert len(jobs.made) == 1
 
 
-@pytest.mark.parametrize("state", ["QUANTUM_LEAP", "PAUSED"])
-def test_a_state_of_no_known_meaning_is_looked_at_on(kitchen: Kitchen, state: str) -> None:
-    kitchen.launch(JobsHere(JobStatus("unknown", state), JobStatus("unknown", state), DONE))
-    (said,) = [line for line in kitchen.said if state in line]
+def test_a_state_of_no_known_meaning_is_looked_at_on_however_long(kitchen: Kitchen) -> None:
+    leap = JobStatus("unknown", "QUANTUM_LEAP")
+    kitchen.launch(JobsHere(leap, leap, leap, DONE), replace(AT_ONCE, start=0.0))
+    (said,) = [line for line in kitchen.said if "QUANTUM_LEAP" in line]
     assert "doesn't know; it goes on looking" in said
+
+
+@pytest.mark.parametrize("state", ["PAUSED", "RE_QUEUEING"])
+def test_one_that_is_found_paused_is_not_taken_for_one_that_never_began(kitchen: Kitchen, state: str) -> None:
+    jobs = JobsHere(WORKS, AWAY)
+    with pytest.raises(BackendError, match="is away"):
+        kitchen.launch(jobs, replace(AT_ONCE, silence=-1.0))
+    paused = JobStatus("paused", state)
+    jobs._at[jobs.made[0]] = [paused, paused, DONE]
+    kitchen.launch(jobs, replace(AT_ONCE, start=0.0))
+    assert (kitchen.over, jobs.canceled) == (["done"], [])
 
 
 def test_one_that_fails_in_passing_is_resumed_by_the_next_launch(kitchen: Kitchen) -> None:
@@ -217,6 +248,88 @@ def test_and_made_anew_where_none_is(kitchen: Kitchen) -> None:
     kitchen.launch(jobs)
     assert kitchen.over == ["FAILED", "done"]
     assert [name[-2:] for name in jobs.made] == ["-1", "-2"]
+
+
+def test_one_whose_resuming_was_not_heard_of_is_not_made_twice(kitchen: Kitchen) -> None:
+    jobs = JobsHere(BROKEN)
+    with pytest.raises(BackendError):
+        kitchen.launch(jobs)
+    jobs.resumable, jobs.lose_resume = [WORKS, WORKS, DONE], True
+    kitchen.launch(jobs)
+    assert (kitchen.over, len(jobs.made)) == (["done"], 1)
+
+
+def test_one_that_is_not_seen_at_once_is_not_made_twice(kitchen: Kitchen) -> None:
+    jobs = JobsHere(None, None, WORKS, None, DONE)
+    kitchen.launch(jobs)
+    assert (kitchen.over, len(jobs.made)) == (["done"], 1)
+
+
+def test_one_that_is_not_seen_any_more_is_over(kitchen: Kitchen) -> None:
+    jobs = JobsHere(WORKS, None)
+    with pytest.raises(BackendError, match="ended as NOT_FOUND"):
+        kitchen.launch(jobs)
+    assert kitchen.over == ["NOT_FOUND"]
+
+
+def test_a_name_that_is_used_up_is_not_asked_for_again(kitchen: Kitchen) -> None:
+    jobs = JobsHere(DONE)
+    jobs.refuse_create = BackendError("the model exists already")
+    with pytest.raises(BackendError, match="exists already"):
+        kitchen.launch(jobs)
+    assert kitchen.over == ["refused"]
+    jobs.refuse_create = None
+    kitchen.launch(jobs)
+    assert [name[-2:] for name in jobs.made] == ["-2"]
+
+
+def test_one_whose_model_is_gone_is_told_and_made_anew_by_the_next_launch(kitchen: Kitchen) -> None:
+    jobs = JobsHere(DONE)
+    jobs.models_are_there = False
+    with pytest.raises(BackendError, match="isn't there any more"):
+        kitchen.launch(jobs)
+    jobs.models_are_there = True
+    kitchen.launch(jobs)
+    assert kitchen.over == ["its model is gone", "done"]
+
+
+def test_a_job_is_not_looked_for_at_another_account(kitchen: Kitchen) -> None:
+    jobs = JobsHere(WORKS, AWAY)
+    with pytest.raises(BackendError, match="is away"):
+        kitchen.launch(jobs, replace(AT_ONCE, silence=-1.0))
+    elsewhere = JobsHere(DONE)
+    elsewhere.account = "theirs"
+    with pytest.raises(ConfigError, match="is account theirs, and a job of this run is under way at account ours"):
+        kitchen.launch(elsewhere)
+    assert elsewhere.made == []
+
+
+def test_rows_that_cannot_be_said_are_refused_before_anything_is_ordered(kitchen: Kitchen, tmp_path: Path) -> None:
+    rows = pyarrow.parquet.read_table(kitchen.job.data.path).drop(["example"])
+    examples = pyarrow.array([json.dumps({"text": "raw"})] * rows.num_rows)
+    pyarrow.parquet.write_table(rows.append_column("example", examples), tmp_path / "raw.parquet")
+    kitchen.job = replace(kitchen.job, data=replace(kitchen.job.data, path=tmp_path / "raw.parquet"))
+    jobs = JobsHere(DONE)
+    with pytest.raises(DataError, match="row 100: is raw text"):
+        kitchen.launch(jobs)
+    assert (jobs.made, kitchen.over) == ([], [])
+
+
+@pytest.mark.parametrize("at", ["a look", "the first look of a later launch", "a download"])
+def test_an_interrupt_in_a_request_cancels_the_job_too(kitchen: Kitchen, at: str) -> None:
+    jobs = JobsHere(WORKS, KeyboardInterrupt() if at != "a download" else DONE)
+    if at == "a download":
+        jobs.download = lambda model, target: (_ for _ in ()).throw(KeyboardInterrupt())  # type: ignore[method-assign]
+    if at == "the first look of a later launch":
+        jobs.scripts[""] = [WORKS, AWAY]
+        with pytest.raises(BackendError):
+            kitchen.launch(jobs, replace(AT_ONCE, silence=-1.0))
+        jobs._at[jobs.made[0]] = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        kitchen.launch(jobs)
+    # One that is done is left as it is, and fetched by the next launch.
+    assert jobs.canceled == ([] if at == "a download" else jobs.made)
+    assert kitchen.over == [None]
 
 
 def test_one_that_fails_for_good_is_over(kitchen: Kitchen) -> None:
@@ -240,8 +353,23 @@ def test_one_that_never_begins_is_called_off(kitchen: Kitchen) -> None:
     assert (kitchen.over, jobs.canceled) == (["never began"], jobs.made)
 
 
+def test_one_that_could_not_be_called_off_is_followed_by_the_next_launch(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = JobsHere(JobStatus("waiting", "PENDING"))
+    jobs.refuse_cancel = [AWAY, AWAY]
+    with pytest.raises(BackendError, match="and is called off"):
+        kitchen.launch(jobs, replace(AT_ONCE, start=0.0))
+    assert jobs.canceled == jobs.made, "asked again until it was heard"
+    jobs = JobsHere(JobStatus("waiting", "PENDING"))
+    monkeypatch.setattr(jobs, "cancel", lambda job: None)
+    with pytest.raises(BackendError, match="could not be called off"):
+        kitchen.launch(jobs, replace(AT_ONCE, start=0.0))
+    assert kitchen.over == ["never began", None]
+
+
 def test_one_that_has_begun_may_wait_again(kitchen: Kitchen) -> None:
-    jobs = JobsHere(WORKS, JobStatus("waiting", "RE_QUEUEING"), JobStatus("waiting", "RE_QUEUEING"), DONE)
+    jobs = JobsHere(WORKS, JobStatus("waiting", "PENDING"), JobStatus("waiting", "PENDING"), DONE)
     kitchen.launch(jobs, replace(AT_ONCE, start=0.0))
     assert kitchen.over == ["done"]
 

@@ -21,7 +21,10 @@ import psutil
 import pytest
 
 import kitchen_assets as kitchen
+from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
+from kitchen_resources.registry.store import StoreRegistry
+from kitchen_resources.training.fireworks.account import Account, Refused
 from tests.fireworks_server import FireworksServer, Lost, Moment, fireworks_server
 from tests.peers.adapters import trained_adapter
 from tests.peers.conftest import no_key_in
@@ -51,6 +54,10 @@ def server(adapter: dict[str, bytes]) -> Iterator[FireworksServer]:
 def bench(tmp_path: Path, server: FireworksServer, base: Path) -> Iterator[ServiceBench]:
     yield jobs_bench(tmp_path, server, base)
     no_key_in(tmp_path)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"X-Goog-Sign" not in path.read_bytes(), (
+            f"{path} has a link that opens something"
+        )
 
 
 def jobs_bench(folder: Path, server: FireworksServer, base: Path, **backend: Any) -> ServiceBench:
@@ -110,10 +117,11 @@ def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
     # What is measured here is of that adapter, and the model that is made of it loads.
     assert result.evaluation is not None
     assert sum(weight.numel() for weight in load_plain(Path(result.model_path)).parameters()) > 100_000
-    registered = (
-        json.loads((next((bench.folder / "store").glob("registry/**/*.json"))).read_text()) if False else None
-    )
-    assert registered is None
+    lines = [json.loads(line) for line in (bench.folder / "events.jsonl").read_text().splitlines()]
+    (epoch,) = [line["measurements"] for line in lines if line["event"] == "training.epoch"]
+    assert (epoch["cost_usd"], "loss" in epoch) == (1.25, False)
+    registry = StoreRegistry(LocalBlobs(bench.folder / "store"))
+    assert registry.get("supervised", 1).cost["usd"] == 1.25
 
     before = len(server.record)
     again = bench.run(JOB)
@@ -207,6 +215,8 @@ def logged(bench: ServiceBench, fields: dict[str, Any] = JOB) -> list[str]:
     [
         ("GET .*Jobs/", {"status": 503, "times": 6}),
         ("GET .*Jobs/", {"status": 429, "times": 2, "headers": {"Retry-After": "1"}}),
+        ("GET .*Jobs/", {"status": 200, "times": 2, "body": "<html>back soon</html>"}),
+        ("GET .*Jobs/", {"status": 404}),
         ("POST .*datasets", {"status": Lost.ANSWER}),
         ("POST .*:upload", {"status": Lost.ANSWER}),
         ("POST .*Jobs", {"status": Lost.ANSWER}),
@@ -220,10 +230,72 @@ def logged(bench: ServiceBench, fields: dict[str, Any] = JOB) -> list[str]:
 def test_what_passes_is_waited_for_and_one_job_is_made(
     bench: ServiceBench, server: FireworksServer, pattern: str, fault: dict[str, Any]
 ) -> None:
-    server.fault(pattern, **fault)
+    waiting = server.fault(pattern, **fault)
     assert bench.run(JOB).evaluation is not None
+    assert waiting.done == waiting.times
     assert len(server.jobs[SUPERVISED]) == 1
     assert len(bench.head().entries()) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("POST .*:getUploadEndpoint", {"status": Lost.ANSWER}),
+        ("PUT /signed", {"status": 503}),
+        ("PUT /signed", {"status": Lost.REQUEST}),
+        ("PUT /signed", {"status": Lost.ANSWER}),
+        ("POST .*:validateUpload", {"status": Lost.ANSWER}),
+        ("POST .*:validateUpload", {"status": 400}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_nor_does_a_signed_upload_fail_for_what_passes(
+    bench: ServiceBench, server: FireworksServer, monkeypatch: pytest.MonkeyPatch, pattern: str, fault: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("kitchen_resources.training.fireworks.jobs.BY_REQUEST", 100)
+    server.upload_limit = 100
+    waiting = server.fault(pattern, **fault)
+    assert bench.run(JOB).evaluation is not None
+    assert (waiting.done, len(server.jobs[SUPERVISED])) == (1, 1)
+    (dataset,) = server.datasets.values()
+    assert len(next(iter(dataset.files.values())).splitlines()) == 32
+
+
+@pytest.mark.parametrize("verb", ["resume", "cancel"])
+@pytest.mark.parametrize("status", [503, Lost.REQUEST, Lost.ANSWER], ids=str)
+def test_a_job_is_resumed_or_called_off_though_the_answer_is_late(
+    bench: ServiceBench, server: FireworksServer, verb: str, status: Any
+) -> None:
+    waiting = server.fault(f"POST .*:{verb}", status)
+    if verb == "resume":
+        server.script = [
+            Moment("RUNNING"),
+            Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"}),
+        ]
+        assert bench.run(JOB).evaluation is not None
+        assert len(made(server)) == 1
+    else:
+        server.script = [Moment("PENDING")]
+        with pytest.raises(BackendError, match="and is called off"):
+            bench.run(JOB, start_deadline_s=0.3)
+        (job,) = server.jobs[SUPERVISED].values()
+        assert job.now.state in ("CANCELLING", "CANCELLED")
+    assert waiting.done == 1
+
+
+def test_a_data_set_that_is_broken_there_is_uploaded_anew(bench: ServiceBench, server: FireworksServer) -> None:
+    taken = FireworksServer._dataset_said
+
+    def broken(self: FireworksServer, name: str) -> dict[str, Any]:
+        return {**taken(self, name), "state": "UPLOADING", "status": {"code": "INTERNAL", "message": "lost"}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FireworksServer, "_dataset_said", broken)
+        with pytest.raises(BackendError, match="INTERNAL: lost") as told:
+            bench.run(JOB, silence_s=0.01)
+    assert told.value.mendable
+    assert server.datasets == {}
+    assert bench.run(JOB).evaluation is not None
 
 
 @pytest.mark.parametrize(
@@ -233,17 +305,18 @@ def test_what_passes_is_waited_for_and_one_job_is_made(
         ("POST .*Jobs", 402, "billing"),
         ("POST .*Jobs", 412, "trains the same recipe"),
         ("POST .*Jobs", 400, "trains the same recipe"),
+        ("POST .*Jobs", 501, "trains the same recipe"),
         ("POST .*datasets", 403, "trains the same recipe"),
     ],
 )
 def test_what_does_not_pass_ends_the_run_at_once_and_says_what_to_do(
     bench: ServiceBench, server: FireworksServer, pattern: str, status: int, fix: str
 ) -> None:
-    fault = server.fault(pattern, status, times=10**6)
+    waiting = server.fault(pattern, status, times=10**6)
     with pytest.raises(BackendError, match=fix) as told:
         bench.run(JOB)
     assert not told.value.mendable
-    assert fault.times == 10**6 - 1 or fault.times == 10**6
+    assert waiting.done == 1
     server._faults.waiting.clear()
     assert bench.run(JOB).evaluation is not None
     assert len(server.jobs[SUPERVISED]) == 1
@@ -307,11 +380,11 @@ def test_a_job_that_fails_in_passing_is_resumed(bench: ServiceBench, server: Fir
 
 def test_a_service_that_resumes_nothing_gets_another_job(bench: ServiceBench, server: FireworksServer) -> None:
     server.script = [Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
-    fault = server.fault("POST .*:resume", 501, times=10**6)
+    waiting = server.fault("POST .*:resume", 501, times=10**6)
     with pytest.raises(BackendError, match="a node was lost") as told:
         bench.run(JOB)
     assert told.value.mendable
-    assert fault.times
+    assert waiting.done == 2
     # The first, and those that a run tries again by itself.
     assert len(made(server)) == 3
 
@@ -321,6 +394,14 @@ def test_a_job_that_never_begins_is_called_off(bench: ServiceBench, server: Fire
     with pytest.raises(BackendError, match=r"has not begun in 0\.3 s: it is PENDING, and is called off"):
         bench.run(JOB, start_deadline_s=0.3)
     assert len(asked(server, "POST", ":cancel")) == 1
+
+
+def test_how_long_the_service_asks_to_wait_is_heard(server: FireworksServer) -> None:
+    account = Account("fireworks_jobs", server.url, ACCOUNT)
+    server.fault("GET .*models", 429, headers={"Retry-After": "7"})
+    with pytest.raises(Refused) as told:
+        account.require_model(MODEL)
+    assert (told.value.status, told.value.retry_after_s, told.value.mendable) == (429, 7.0, True)
 
 
 def test_a_job_that_somebody_deletes(bench: ServiceBench, server: FireworksServer) -> None:

@@ -75,6 +75,10 @@ class Refused(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class Unfit(BackendError):
+    """What was to be made ready never will be."""
+
+
 class Account:
     """An account, asked by the SDK's REST client.
 
@@ -83,9 +87,18 @@ class Account:
         api_url: Where the account is.
         name: Its id; None for the one that the key belongs to.
         timeout_s: How long to wait for one answer, in seconds.
+        patience_s: How long what passes is asked again, in seconds; 0 where whoever asks does that.
     """
 
-    def __init__(self, backend: str, api_url: str, name: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        backend: str,
+        api_url: str,
+        name: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        patience_s: float = 0.0,
+    ) -> None:
         self._sdk = import_sdk(backend)
         self._key = require_key(backend)
         self._backend = backend
@@ -96,6 +109,8 @@ class Account:
             api_key=self._key, account_id=name or "", base_url=api_url, timeout=timeout_s, max_retries=0
         )
         self._name = name
+        self._patience_s = patience_s
+        self.url = api_url
 
     @property
     def name(self) -> str:
@@ -119,12 +134,18 @@ class Account:
         Raises:
             BackendError: It refuses, or can't be reached; retriable where it may well answer the same question later.
         """
-        try:
-            return question()
-        except KitchenError:
-            raise
-        except Exception as error:  # noqa: BLE001  (the cause could have the key in it)
-            raise self._told(error, what) from None
+        end, pause = time.monotonic() + self._patience_s, 1.0
+        while True:
+            try:
+                return question()
+            except KitchenError as error:
+                told: KitchenError = error
+            except Exception as error:  # noqa: BLE001  (the cause could have the key in it)
+                told = self._told(error, what)
+            if not told.mendable or time.monotonic() + pause > end:
+                raise told from None
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
 
     def require_model(self, model: str) -> None:
         """Refuse a base model that the service doesn't have.
@@ -157,20 +178,31 @@ class Account:
             target: The folder.
         """
         name = model.rpartition("/")[2]
-        answer = self.ask(
-            lambda: self.rest.models.get_download_endpoint(name, account_id=self.name), f"the files of {model}"
-        )
-        urls = answer.filename_to_signed_urls or {}
         # By the names that are known: what else it lists, and wherever that would lead, isn't looked at.
-        named = {place.rpartition("/")[2]: url for place, url in urls.items()}
-        found = {
-            file: self.ask(lambda url=named[file]: fetch(url, 600.0), f"{file} of {model}")  # type: ignore[misc]
-            for file in ADAPTER_FILES
-            if file in named
-        }
+        urls = self.ask(
+            lambda: {
+                place.rpartition("/")[2]: url
+                for place, url in self.rest.models.get_download_endpoint(
+                    name, account_id=self.name
+                ).filename_to_signed_urls.items()
+            },
+            f"the files of {model}",
+        )
+        found = {file: self._fetched(urls[file], f"{file} of {model}") for file in ADAPTER_FILES if file in urls}
         write_adapter(found, target, where=self._where)
 
-    def wait_until_ready(self, look: Callable[[], Any], what: str, deadline_s: float, pause_s: float = 3.0) -> Any:
+    def _fetched(self, url: str, what: str) -> bytes:
+        try:
+            return self.ask(lambda: fetch(url, 600.0, trusted=self.url), what)
+        except Refused as error:
+            if error.status is None or error.status >= 500:
+                raise
+            # A link that has ended; asked for again there is another.
+            raise Refused(
+                f"{what}: its link is refused with {error.status}", where=self._where, retriable=True
+            ) from None
+
+    def wait_until_ready(self, look: Callable[[], Any], what: str, deadline_s: float, pause_s: float = 3.0) -> None:
         """Look again and again until something's state is READY.
 
         Raises:
@@ -178,27 +210,35 @@ class Account:
         """
         end = time.monotonic() + deadline_s
         while True:
-            found = self.ask(look, what)
-            if found.state == "READY":
-                return found
-            status = getattr(found, "status", None)
+            state, status = self.ask(lambda: _state_of(look()), what)
+            if state == "READY":
+                return
             if status is not None and status.code not in (None, "OK"):
-                raise BackendError(f"{what}: {status.code}: {status.message}", where=self._where)
+                raise Unfit(
+                    f"{what}: {status.code}: {status.message}",
+                    where=self._where,
+                    fix="see the message of the service",
+                    retriable=status.code in PASSING,
+                )
             if time.monotonic() > end:
                 raise BackendError(
-                    f"{what} isn't ready after {deadline_s:g} s: {found.state}", where=self._where, retriable=True
+                    f"{what} isn't ready after {deadline_s:g} s: {state}", where=self._where, retriable=True
                 )
             time.sleep(pause_s)
 
     def _told(self, error: Exception, what: str) -> KitchenError:
         """An error of the SDK as one of the kitchen's; never with the key in it."""
         said = f"{type(error).__name__}: {error}".replace(self._key, "***")
+        import httpx
+
         code = getattr(error, "status_code", None) or getattr(error, "code", None)
         status = code if isinstance(code, int) else None
         fix, retriable = _MEANING.get(status or 0, ("see the message of the service", False))
         if status is None:
-            retriable = isinstance(error, (self._sdk.APIConnectionError, OSError, HTTPException))
-        elif status >= 500:
+            away = (self._sdk.APIConnectionError, httpx.TransportError, OSError, HTTPException)
+            # The others are what is left of an answer that isn't of its API, such as a page of a proxy.
+            retriable = isinstance(error, (*away, AttributeError, KeyError, TypeError, ValueError))
+        elif status >= 500 and status not in (501, 505):
             retriable = True
         return Refused(
             f"{what}: {said}",
@@ -210,6 +250,9 @@ class Account:
         )
 
 
+PASSING = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"})
+"""Codes of a status that another try may well not meet."""
+
 _MEANING = {
     401: (f"set {KEY_VARIABLE} to a valid key", False),
     403: (f"set {KEY_VARIABLE} to a key that may do this", False),
@@ -218,6 +261,10 @@ _MEANING = {
     412: ("see the account's quotas and limits", False),
     **dict.fromkeys((408, 425, 429), ("", True)),
 }
+
+
+def _state_of(found: Any) -> tuple[Any, Any]:
+    return found.state, getattr(found, "status", None)
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -1,12 +1,13 @@
 """Managed fine-tuning jobs at Fireworks, by its REST client."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kitchen_resources.digests import digest_file
 from kitchen_resources.errors import BackendError
-from kitchen_resources.training.fireworks.account import Account, Refused
+from kitchen_resources.training.fireworks.account import PASSING, Account, Refused, Unfit
 from kitchen_resources.training.hosted.port import JobStatus, Phase
 
 WHERE = "trainer.backend.fireworks_jobs"
@@ -26,8 +27,6 @@ _PHASES: Mapping[str, Phase] = {
     "CANCELLED": "stopped",
     **dict.fromkeys(("DELETING", "DELETING_CLEANING_UP"), "gone"),
 }
-_PASSING = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
-"""Codes of a status that another try may well not meet."""
 
 
 class FireworksJobs:
@@ -63,10 +62,16 @@ class FireworksJobs:
         """See `HostedJobs.where`."""
         return WHERE
 
+    def place(self) -> Mapping[str, str]:
+        """See `HostedJobs.place`."""
+        return {"account": self._account.name, "address": self._account.url}
+
     def look(self, job: str) -> JobStatus | None:
         """See `HostedJobs.look`."""
-        found = self._found(lambda: self._jobs.get(job, account_id=self._account.name), f"job {job}")
-        return None if found is None else self._status(job, found)
+        found: JobStatus | None = self._found(
+            lambda: self._status(job, self._jobs.get(job, account_id=self._account.name)), f"job {job}"
+        )
+        return found
 
     def create(self, job: str, rows: Path) -> None:
         """See `HostedJobs.create`."""
@@ -94,7 +99,8 @@ class FireworksJobs:
         """See `HostedJobs.cancel`."""
         try:
             self._account.ask(
-                lambda: self._jobs.cancel(job, account_id=self._account.name, body={}), f"canceling job {job}"
+                lambda: self._jobs.cancel(job, account_id=self._account.name, body={}, timeout=5.0),
+                f"canceling job {job}",
             )
         except Refused as error:
             if error.status not in (400, 404):
@@ -112,29 +118,37 @@ class FireworksJobs:
             raise
         return True
 
-    def download(self, model: str, target: Path) -> None:
+    def download(self, model: str, target: Path) -> bool:
         """See `HostedJobs.download`."""
+        there = self._found(
+            lambda: self._account.rest.models.get(model.rpartition("/")[2], account_id=self._account.name), model
+        )
+        if there is None:
+            return False
         self._account.download_adapter(model, target)
+        return True
 
     def _status(self, job: str, found: Any) -> JobStatus:
         state = str(found.state or f"{_PREFIX}UNSPECIFIED").removeprefix(_PREFIX)
         told = found.status
         progress = getattr(found, "job_progress", None)
-        percent = getattr(progress, "percent", None)
+        percent, epoch = getattr(progress, "percent", None), getattr(progress, "epoch", None)
         cost = _dollars(getattr(found, "estimated_cost", None))
         training = getattr(found, "training_config", None) or found
         model = str(training.output_model or job)
-        epoch = {} if progress is None or progress.epoch is None else {"epochs": progress.epoch}
         code = told.code if told is not None and told.code not in (None, "OK") else ""
         return JobStatus(
             phase=_PHASES.get(state, "unknown"),
             state=state,
             said=": ".join(part for part in (code, told.message if told is not None else "") if part),
-            mendable=state == "FAILED" and code in _PASSING,
-            progress=None if percent is None else percent / 100,
+            mendable=state == "FAILED" and code in PASSING,
+            progress=_progress(percent, epoch, training.epochs),
             cost_usd=cost,
+            seconds=(found.completed_time - found.create_time).total_seconds()
+            if found.completed_time and found.create_time
+            else None,
             model=model if model.startswith("accounts/") else f"accounts/{self._account.name}/models/{model}",
-            record={"account": self._account.name, "dataset": found.dataset, "cost_usd": cost, **epoch},
+            record={"account": self._account.name, "dataset": found.dataset, "cost_usd": cost},
         )
 
     # The rows.
@@ -144,8 +158,8 @@ class FireworksJobs:
         name = f"kitchen-{digest_file(rows)[:24]}"
         place = {"dataset_id": name, "account_id": self._account.name}
         datasets, what = self._account.rest.datasets, f"data set {name}"
-        found = self._found(lambda: datasets.get(**place), what)
-        if found is None:
+        state = self._found(lambda: str(datasets.get(**place).state), what)
+        if state is None:
             with rows.open("rb") as stream:
                 count = sum(1 for _ in stream)
             about = {"format": "CHAT", "example_count": str(count), "user_uploaded": {}}
@@ -154,14 +168,21 @@ class FireworksJobs:
             except Refused as error:
                 if error.status != 409:
                     raise _perhaps_closed(error) from None
-        if found is None or found.state == "UPLOADING":
+        if state in (None, "UPLOADING"):
             try:
                 self._upload(rows, place, what)
             except Refused as error:
                 # What took the file before, and was not heard to, takes no other.
-                if error.status not in (400, 409) or found is None:
+                now = self._found(lambda: datasets.get(**place).state, what)
+                if error.status not in (400, 409) or now != "READY":
                     raise
-        self._account.wait_until_ready(lambda: datasets.get(**place), what, self._ready_s, self._pause_s)
+        try:
+            self._account.wait_until_ready(lambda: datasets.get(**place), what, self._ready_s, self._pause_s)
+        except Unfit:
+            # Whatever became of it, the next try is to begin with another.
+            with suppress(BackendError):
+                self._account.ask(lambda: datasets.delete(**place), f"deleting {what}")
+            raise
         return name
 
     def _upload(self, rows: Path, place: Mapping[str, str], what: str) -> None:
@@ -177,7 +198,12 @@ class FireworksJobs:
             self._account.ask(
                 lambda: _put(links.filename_to_signed_urls[rows.name], stream, size), f"uploading {what}"
             )
-        self._account.ask(lambda: datasets.validate_upload(body={}, **place), f"uploading {what}")
+        try:
+            self._account.ask(lambda: datasets.validate_upload(body={}, **place), f"uploading {what}")
+        except Refused as error:
+            # It is still being taken in, or never will be: its state says which.
+            if error.status != 400:
+                raise
 
     def _found(self, question: Any, what: str) -> Any:
         """What there is; None where there is no such thing, but an account."""
@@ -200,7 +226,19 @@ def _put(url: str, stream: Any, size: int) -> None:
         "content-length": str(size),
         "x-goog-content-length-range": f"{size},{size}",
     }
-    httpx.put(url, content=stream, headers=headers, timeout=3600.0).raise_for_status()
+    answer = httpx.put(url, content=stream, headers=headers, timeout=3600.0)
+    if answer.status_code >= 400:
+        # Without the link, which opens what it names. Asked for again there is another.
+        raise Refused(f"the link of the upload is refused with {answer.status_code}", retriable=True)
+
+
+def _progress(percent: int | None, epoch: int | None, epochs: int | None) -> float | None:
+    """Of the whole job; what is told is of an epoch, from 0, where one is named."""
+    if percent is None:
+        return None
+    if epoch is None or not epochs:
+        return percent / 100
+    return min(1.0, (epoch + percent / 100) / epochs)
 
 
 def _dollars(cost: Any) -> float | None:

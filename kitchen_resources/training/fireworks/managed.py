@@ -97,6 +97,7 @@ class FireworksJobsTrainer:
         Raises:
             CapabilityError: It hasn't, or the SDK isn't installed.
         """
+        from kitchen_resources.training.pytorch.machine import choose_device
         from kitchen_resources.training.pytorch.sizing import resolve_here
 
         self._account_there().require_model(self._base_model)
@@ -105,7 +106,8 @@ class FireworksJobsTrainer:
             recipe,
             base,
             models,
-            device="auto",
+            # The same run from any machine: what this one has moves no weight of it.
+            device="cpu",
             threads=None,
             algorithm={"fireworks_jobs": ALGORITHM_VERSION},
             optimizer="adamw",
@@ -113,7 +115,12 @@ class FireworksJobsTrainer:
         )
         values = {**here.values, "service_model": self._base_model}
         version = importlib.metadata.version("fireworks-ai")
-        return replace(here, values=values, environment={**here.environment, "fireworks-ai": version})
+        return replace(
+            here,
+            values=values,
+            device=choose_device("auto"),
+            environment={**here.environment, "fireworks-ai": version},
+        )
 
     def open(self, job: TrainingJob) -> Session:
         """See `Trainer.open`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kitchen_resources.errors import BackendError, CapabilityError
-from kitchen_resources.training.fireworks.account import KEY_VARIABLE, Account, import_sdk, require_key
+from kitchen_resources.training.fireworks.account import KEY_VARIABLE, Account, Refused, import_sdk, require_key
 from kitchen_resources.training.fireworks.config import API
 from kitchen_resources.training.port import AdamParams
 from kitchen_resources.training.remote.asking import Asking, ServiceSettings
@@ -19,6 +19,9 @@ from kitchen_resources.training.remote.client import ALPHA
 
 SERVERLESS = "/training/v1/serverless"
 """Path of the trainers that several runs share."""
+
+_PATIENCE_S = 120.0
+"""How long what passes is asked for again before an epoch that is trained is given up for it, in seconds."""
 
 _LEAST_RATE = 1e-12
 """An Adam step moves a weight by about its rate, and this is far below the distance of two floats."""
@@ -32,14 +35,17 @@ class FireworksService(Asking):
         ConfigError: There is no key.
     """
 
+    tells_loss_alone = True
     probe_tolerance = 1e-2  # Hatchery keeps states in bfloat16; its own differ by up to 2e-3.
 
     def __init__(self, settings: ServiceSettings) -> None:
-        super().__init__("fireworks", settings, require_key("fireworks"), KEY_VARIABLE)
         self.sdk = _sdk()
+        super().__init__("fireworks", settings, require_key("fireworks"), KEY_VARIABLE)
         # Never left to the SDK: without one it would take Tinker's from the environment.
         self._url = settings.base_url or f"{API}{SERVERLESS}"
-        self._account = Account("fireworks", self._url.removesuffix(SERVERLESS))
+        patience = min(settings.deadline_s, _PATIENCE_S)
+        self._account = Account("fireworks", self._url.removesuffix(SERVERLESS), patience_s=patience)
+        self._closed = False
         self._opened: list[tuple[Any, Any]] = []
 
     def adam(self, params: AdamParams) -> Any:
@@ -90,23 +96,28 @@ class FireworksService(Asking):
     def download(self, path: str, target: Path) -> None:
         """Bring the adapter that a sampler's path names into a folder: by a model that is made of it for the moment."""
         model = f"kitchen-{uuid.uuid4().hex}"
-        self.call(lambda: self._promote(path, model), f"the weights of {path}")
         try:
-            self._account.wait_until_ready(
-                lambda: self._account.rest.models.get(model, account_id=self._account.name),
-                f"the model of {path}",
-                self.settings.deadline_s,
-            )
-            self._account.download_adapter(model, target)
+            self._account.ask(lambda: self._promote(path, model), f"the weights of {path}")
+            self.call(lambda: self._fetch(path, model, target), f"the weights of {path}")
         finally:
+            # Also one that was made after nobody waited for it any more.
             with suppress(BackendError):
                 self._account.ask(
                     lambda: self._account.rest.models.delete(model, account_id=self._account.name),
                     f"deleting {model}",
                 )
 
+    def _fetch(self, path: str, model: str, target: Path) -> None:
+        self._account.wait_until_ready(
+            lambda: self._account.rest.models.get(model, account_id=self._account.name),
+            f"the model of {path}",
+            self.settings.deadline_s,
+        )
+        self._account.download_adapter(model, target)
+
     def close(self) -> None:
         """See `Service.close`. What was saved stays; the sessions end by themselves when nobody asks any more."""
+        self._closed = True
         opened, self._opened = self._opened, []
         for service, _ in opened:
             self._close(service)
@@ -128,21 +139,42 @@ class FireworksService(Asking):
             self._close(service)
             raise
         self._opened.append((service, client))
+        if self._closed:
+            # Nobody waited for it.
+            self._close(service)
         return client
 
     def _promote(self, path: str, model: str) -> None:
-        """Have a model made of a sampler's checkpoint, by the session that holds it."""
+        """Have a model made of a sampler's checkpoint, by the session that holds it; one that is made is left as it is."""
         from fireworks.training.sdk.fireworks_client import FireworksClient
 
-        wanted = path.rpartition("/")[2]
-        with FireworksClient(api_key=self._key, base_url=self._url.removesuffix(SERVERLESS)) as client:
-            for service, _ in self._opened:
-                session = f"accounts/{self._account.name}/trainingSessions/{service.training_session_id}"
-                for row in client.list_training_session_checkpoints(session):
-                    if row["name"].rpartition("/")[2] == wanted and row.get("promotable"):
-                        client.promote_session_checkpoint(row["name"], model, self.settings.base_model)
-                        return
+        if self._has(model):
+            # The answer was lost.
+            return
+        root, wanted = self._url.removesuffix(SERVERLESS), path.rpartition("/")[2]
+        # Else it would trust anybody at an address that is a number.
+        verify = True if root.startswith("https://") else None
+        try:
+            with FireworksClient(api_key=self._key, base_url=root, verify_ssl=verify) as client:
+                for service, _ in self._opened:
+                    session = f"accounts/{self._account.name}/trainingSessions/{service.training_session_id}"
+                    for row in client.list_training_session_checkpoints(session):
+                        if row["name"].rpartition("/")[2] == wanted and row.get("promotable"):
+                            client.promote_session_checkpoint(row["name"], model, self.settings.base_model)
+                            return
+        except RuntimeError as error:
+            # How this client says all that the service refuses.
+            raise self._told(error, f"the weights of {path}") from None
         raise BackendError(f"no session of this run lists {wanted} as one that may be promoted", where=self._where)
+
+    def _has(self, model: str) -> bool:
+        try:
+            self._account.ask(lambda: self._account.rest.models.get(model, account_id=self._account.name), model)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
 
     @staticmethod
     def _close(service: Any) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Phase = Literal["waiting", "working", "done", "failed", "stopping", "stopped", "gone", "unknown"]
+Phase = Literal["waiting", "working", "paused", "done", "failed", "stopping", "stopped", "gone", "unknown"]
+"""`waiting`: it has not begun. `paused`: it is not at work, and may have been."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class JobStatus:
         said: What the service says about it, in words.
         mendable: Of one that failed: whether it may well fare better another time.
         progress: From 0 to 1; None where it isn't told.
-        cost_usd: What it costs, in US dollars; None where it isn't told.
+        cost_usd: What it costs by the service's estimate, in US dollars; None where it isn't told.
+        seconds: From its making to its end, in seconds; None where it isn't told.
         model: The service's name of what it makes.
         record: What else is worth keeping on record; no credential, and no link that opens anything.
     """
@@ -29,6 +31,7 @@ class JobStatus:
     mendable: bool = False
     progress: float | None = None
     cost_usd: float | None = None
+    seconds: float | None = None
     model: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -39,6 +42,10 @@ class HostedJobs(Protocol):
     @property
     def where(self) -> str:
         """The setting that names the service, for errors: `trainer.backend.fireworks_jobs`."""
+        ...
+
+    def place(self) -> Mapping[str, str]:
+        """Where the jobs are, such as account and address: elsewhere a name says nothing of them."""
         ...
 
     def look(self, job: str) -> JobStatus | None:
@@ -57,6 +64,6 @@ class HostedJobs(Protocol):
         """Let a job that failed or was canceled go on; False where the service doesn't."""
         ...
 
-    def download(self, model: str, target: Path) -> None:
-        """Bring the adapter that a job has made into a folder."""
+    def download(self, model: str, target: Path) -> bool:
+        """Bring the adapter that a job has made into a folder; False where the service has it no more."""
         ...

@@ -73,7 +73,9 @@ def _conversation(value: Any) -> Sequence[Mapping[str, Any]]:
 
 def _plain(message: Mapping[str, Any]) -> Line:
     """A message without what says whether it is trained, and without empty keys."""
-    kept = {key: value for key, value in message.items() if key not in ("weight", "trainable") and value is not None}
+    # As the kitchen's own rendering reads it: columnar files write an absent key as an empty one.
+    absent = {key for key, value in message.items() if value is None or (key == "tool_calls" and not value)}
+    kept = {key: value for key, value in message.items() if key not in {"weight", "trainable", *absent}}
     # The service knows no other name for it.
     return {**kept, "role": "system"} if kept["role"] == "developer" else kept
 

@@ -5,7 +5,7 @@ job, or one that the next launcher finds by its name.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from kitchen_resources.blobs.port import BlobStore
 from kitchen_resources.digests import canonical_json
-from kitchen_resources.errors import BackendError, CapabilityError, LeaseLost
+from kitchen_resources.errors import BackendError, CapabilityError, ConfigError, LeaseLost
 from kitchen_resources.training.hosted.port import HostedJobs, JobStatus
 from kitchen_resources.training.hosted.rows import write_lines
 from kitchen_resources.training.orders.order import FORMAT, Order, orders_of
@@ -28,6 +28,10 @@ from kitchen_resources.training.pytorch.export import export_model
 from kitchen_resources.training.remote.adapters import ADAPTER_FILES
 
 T = TypeVar("T")
+
+_ENDED = ("failed", "stopped", "gone")
+_MISSED = 3
+"""Looks in a row that find no such job, after which it is believed to be gone."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +90,36 @@ class HostedSession:
         if parent is not None:
             raise CapabilityError("can't go on from a checkpoint", where=self._jobs.where, fix="another backend")
         events.check()
+        try:
+            return self._train(events)
+        except Exception:
+            # What is under way goes on: whoever comes next finds it.
+            raise
+        except BaseException:
+            # Somebody wants it to stop, wherever that was noticed.
+            if self._open_job:
+                self._cancel(self._open_job)
+            raise
+
+    def _train(self, events: TrainingEvents) -> EpochResult:
         order, status = self._under_way(events)
         name = self._open_job = self._name(order)
         with suppress(Exception):
             # A tag for people; what is paid for isn't given up for it.
             self._followed(name)
         if status is None:
-            rows = self._job.scratch / "rows.jsonl"
-            write_lines(self._job.data, getattr(self._job.recipe, "train_on", ""), rows)
-            self._patiently(lambda: self._jobs.create(name, rows), events)
-            self._say(f"job {name} is made")
+            self._create(order, name, events)
         started = time.monotonic()
         status = self._follow(order, events)
         self._open_job = ""
         folder = self._job.scratch / name
-        self._patiently(lambda: self._jobs.download(status.model, folder), events)
+        if not self._patiently(lambda: self._jobs.download(status.model, folder), events):
+            order.end("its model is gone")
+            raise BackendError(
+                f"job {name} is done, and {status.model} isn't there any more",
+                where=self._jobs.where,
+                fix="launch it again, which makes another job",
+            )
         checkpoint = events.checkpoint(self._draft(folder, name, status, time.monotonic() - started))
         order.end("done")
         return EpochResult(checkpoint, self._job.plan.total_steps)
@@ -125,23 +144,72 @@ class HostedSession:
                 # What a launcher that died had no time for.
                 order.tidy()
         if known and known[-1].get("over") is None:
-            order, name = known[-1], self._name(known[-1])
-            status = self._patiently(lambda: self._jobs.look(name), events)
-            while status is not None and status.phase == "stopping":
-                # The launch before has canceled it just now.
-                self._wait(self._patience.ask, events)
-                status = self._patiently(lambda: self._jobs.look(name), events)
-            if status is None or status.phase not in ("failed", "stopped", "gone"):
+            order = known[-1]
+            self._require_same_place(order, events)
+            self._open_job = self._name(order)
+            status = self._settled(events)
+            if status is None or status.phase not in _ENDED:
                 return order, status
-            if status.phase != "gone" and self._patiently(lambda: self._jobs.resume(name), events):
-                self._say(f"job {name} goes on ({status.state}: {status.said})")
-                return order, status
+            if status.phase != "gone":
+                resumed = self._patiently(lambda: self._jobs.resume(self._open_job), events)
+                again = self._settled(events)
+                # Also where the answer was lost, and asked for again was a refusal: what it does now decides.
+                if resumed or (again is not None and again.phase not in _ENDED):
+                    self._say(f"job {self._open_job} goes on ({status.state}: {status.said})")
+                    return order, again
+            events.check()
             order.end(status.state)
-        order = Order(self._blobs, self._job.fingerprint, known[-1].number + 1 if known else 1)
+            self._open_job = ""
+        return self._new_order(known[-1].number + 1 if known else 1, events), None
+
+    def _new_order(self, number: int, events: TrainingEvents) -> Order:
+        # Before anything is asked for: rows that can't be said so are refused now.
+        self._write_rows()
+        order = Order(self._blobs, self._job.fingerprint, number)
+        place = self._patiently(self._jobs.place, events)
         events.check()
-        if not order.put("order", {"format": FORMAT, "service": self._jobs.where}):
+        if not order.put("order", {"format": FORMAT, "service": self._jobs.where, "place": dict(place)}):
             raise LeaseLost("another process has ordered meanwhile", where=f"run {self._job.fingerprint[:12]}")
-        return order, None
+        return order
+
+    def _require_same_place(self, order: Order, events: TrainingEvents) -> None:
+        """Refuse to look for a job where it isn't: it would be taken for one that nobody has made."""
+        made = (order.get("order") or {}).get("place")
+        here = dict(self._patiently(self._jobs.place, events))
+        if made is not None and made != here:
+            raise ConfigError(
+                f"is {_words(here)}, and a job of this run is under way at {_words(made)}",
+                where=self._jobs.where,
+                fix="name that one again; or cancel the job there, and delete it, first",
+            )
+
+    def _settled(self, events: TrainingEvents) -> JobStatus | None:
+        """How the open job stands, once what was done to it just now has come to its end."""
+        end = time.monotonic() + self._patience.start
+        while True:
+            status = self._patiently(lambda: self._jobs.look(self._open_job), events)
+            if status is None or status.phase != "stopping" or time.monotonic() > end:
+                return status
+            self._wait(self._patience.ask, events)
+
+    def _create(self, order: Order, name: str, events: TrainingEvents) -> None:
+        rows = self._write_rows()
+        try:
+            self._patiently(lambda: self._jobs.create(name, rows), events)
+        except BackendError as error:
+            # A name that is used up, or a refusal for good: the next launch is to ask by another name.
+            if not error.mendable and self._patiently(lambda: self._jobs.look(name), events) is None:
+                order.end("refused")
+            raise
+        self._say(f"job {name} is made")
+
+    def _write_rows(self) -> Path:
+        rows = self._job.scratch / "rows.jsonl"
+        if not rows.exists():
+            draft = rows.with_suffix(".draft")
+            write_lines(self._job.data, getattr(self._job.recipe, "train_on", ""), draft)
+            draft.rename(rows)
+        return rows
 
     def _follow(self, order: Order, events: TrainingEvents) -> JobStatus:
         """Look at the job until it is done.
@@ -149,23 +217,25 @@ class HostedSession:
         Raises:
             BackendError: It failed, was stopped at the service, never began, or can't be asked after.
         """
-        name = self._name(order)
-        began: float | None = None
+        name, since, missed = self._name(order), time.monotonic(), 0
         while True:
             status = self._patiently(lambda: self._jobs.look(name), events)
+            missed = missed + 1 if status is None else 0
+            if status is None and missed < _MISSED:
+                # One that was made just now needn't be seen at once everywhere.
+                self._wait(self._patience.ask, events)
+                continue
             if status is None:
                 status = JobStatus("gone", "NOT_FOUND", "the service has it no more")
             self._tell(name, status)
             if status.phase == "done":
                 return status
-            if status.phase in ("failed", "stopped", "gone"):
+            if status.phase in _ENDED:
                 raise self._ended(order, name, status)
-            began = began or time.monotonic()
-            if status.phase == "working":
-                # From here on it may pause, be queued again, or say what nobody knows: it has begun.
-                began = float("inf")
-            if time.monotonic() - began > self._patience.start:
-                raise self._never_began(order, name, status)
+            if status.phase != "waiting" or status.progress:
+                since = float("inf")
+            if time.monotonic() - since > self._patience.start:
+                raise self._never_began(order, name, status, events)
             self._wait(self._patience.ask, events)
 
     def _tell(self, name: str, status: JobStatus) -> None:
@@ -194,12 +264,15 @@ class HostedSession:
             retriable=status.mendable,
         )
 
-    def _never_began(self, order: Order, name: str, status: JobStatus) -> BackendError:
-        with suppress(BackendError):
-            self._jobs.cancel(name)
-        order.end("never began")
+    def _never_began(self, order: Order, name: str, status: JobStatus, events: TrainingEvents) -> BackendError:
+        self._patiently(lambda: self._jobs.cancel(name), events)
+        now = self._patiently(lambda: self._jobs.look(name), events)
+        called_off = now is None or now.phase in ("stopping", *_ENDED)
+        if called_off:
+            order.end("never began")
         return BackendError(
-            f"job {name} has not begun in {self._patience.start:g} s: it is {status.state}, and is called off",
+            f"job {name} has not begun in {self._patience.start:g} s: it is {status.state}, and "
+            + ("is called off" if called_off else "could not be called off"),
             where=self._jobs.where,
             fix="see at the service what it waits for, or raise start_deadline_s",
         )
@@ -215,25 +288,22 @@ class HostedSession:
                 return question()
             except BackendError as error:
                 now = time.monotonic()
-                since = since or now
-                if not error.mendable or now - since > self._patience.silence:
-                    raise
-                if pause == self._patience.ask:
+                if since is None:
+                    since = now
                     self._say(f"asking again: {error.what}")
-                self._wait(max(pause, getattr(error, "retry_after_s", None) or 0.0), events)
+                left = since + self._patience.silence - now
+                if not error.mendable or left < 0:
+                    raise
+                asked = getattr(error, "retry_after_s", None) or 0.0
+                self._wait(min(max(pause, asked), max(left, self._patience.ask)), events)
                 pause = min(2 * pause, 10 * self._patience.ask)
 
     def _wait(self, seconds: float, events: TrainingEvents) -> None:
-        """Sleep, and see whether to stop; then the job is canceled, and a later launch lets it go on."""
+        """Sleep, and see whether to stop."""
         end = time.monotonic() + seconds
         while True:
             events.check()
-            try:
-                events.stopping(exact=False)
-            except BaseException:
-                if self._open_job:
-                    self._cancel(self._open_job)
-                raise
+            events.stopping(exact=False)
             left = end - time.monotonic()
             if left <= 0:
                 return
@@ -262,9 +332,13 @@ class HostedSession:
             steps_into_epoch=plan.total_steps,
             epoch_complete=True,
             row_ids=(),
-            metrics={"tokens": float(tokens), "seconds": seconds, **charged},
+            metrics={"tokens": float(tokens), "seconds": status.seconds or seconds, **charged},
             steps=(),
         )
+
+
+def _words(place: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(place.items()))
 
 
 def trained_tokens(job: TrainingJob) -> int:

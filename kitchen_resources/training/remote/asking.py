@@ -53,6 +53,9 @@ class Service(Protocol):
     probe_tolerance: float
     """How far the probe's loss after a restore may be from that at its save, in nats a token."""
 
+    tells_loss_alone: bool
+    """Whether a pass may be answered with the loss of its batch, and no log-probabilities."""
+
     settings: ServiceSettings
     sdk: Any
     """The SDK's types: Datum, ModelInput, TensorData, AdamParams, SamplingParams."""
@@ -145,8 +148,8 @@ class Asking:
                 fix="look at the service; launched again, the run goes on from its last checkpoint",
                 retriable=True,
             ) from error
-        except Exception as error:
-            raise self._told(error, what) from error
+        except Exception as error:  # noqa: BLE001  (the cause could have the key in it)
+            raise self._told(error, what) from None
 
     @property
     def _where(self) -> str:
@@ -167,7 +170,11 @@ class Asking:
         category = str(getattr(error, "category", "")).lower()
         # A server that was started again knows neither the session nor what was loaded in it; a new one does.
         forgot = any(mark in said for mark in ("poisoned", "not loaded", "Model not found", "Session not found"))
-        gone = type(error).__name__ in _NO_CONNECTION or forgot
+        gone = (
+            forgot
+            or isinstance(error, OSError)
+            or any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__)
+        )
         passing = status in (408, 409, 410, 429) or (status is not None and status >= 500)
         retriable = gone or passing or category.endswith(("server", "unknown"))
         fix = "run it again when the service is well" if retriable else "see the message of the service"
@@ -177,12 +184,12 @@ class Asking:
         return BackendError(f"{what}: {said}", where=self._where, fix=fix, retriable=retriable)
 
 
-_NO_CONNECTION = ("APIConnectionError", "APITimeoutError")
+_NO_CONNECTION = ("APIConnectionError", "TransportError")
 
 
 def _status_in(said: str) -> int | None:
     """The HTTP status in a message of the SDK, where it raises no error that has one."""
-    for mark in ("with status ", "(status ", "Error code: "):
+    for mark in ("with status ", "(status ", "Error code: ", "(HTTP "):
         digits = said.partition(mark)[2][:3]
         if digits.isdecimal():
             return int(digits)

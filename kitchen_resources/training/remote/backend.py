@@ -103,7 +103,8 @@ class RemoteTrainer:
             recipe,
             base,
             models,
-            device="auto",
+            # The same run from any machine: what this one has moves no weight of it.
+            device="cpu",
             threads=None,
             algorithm={
                 self._kind.name: self._kind.algorithm_version,

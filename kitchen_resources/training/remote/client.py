@@ -101,7 +101,9 @@ class RemoteTrainingClient:
                 loss_fn,
                 dict(loss_fn_config) if loss_fn_config else None,
             ),
-            lambda found: _named_result(data, found, loss_fn, loss_fn_config or {}),
+            lambda found: _named_result(
+                data, found, loss_fn, loss_fn_config or {}, alone=self._service.tells_loss_alone
+            ),
             f"forward_backward of {len(data)} data",
         )
 
@@ -328,9 +330,9 @@ def _required(data: Sequence[Datum], loss_fn: str, where: str) -> Sequence[Datum
 
 
 def _named_result(
-    data: Sequence[Datum], found: Any, loss_fn: str, config: Mapping[str, float]
+    data: Sequence[Datum], found: Any, loss_fn: str, config: Mapping[str, float], *, alone: bool = False
 ) -> ForwardBackwardResult:
-    """The answer of a pass under a named loss."""
+    """The answer of a pass under a named loss; `alone` where it may be no more than that."""
     import torch
 
     from kitchen_resources.training.local.losses import LOSSES as FORMULAS
@@ -338,8 +340,8 @@ def _named_result(
     outputs = list(found.loss_fn_outputs)
     if len(outputs) != len(data) or not all("logprobs" in output for output in outputs):
         # Some tell the loss of a batch alone.
-        if "loss:sum" not in found.metrics:
-            raise BackendError("a pass is answered with neither log-probabilities nor a loss")
+        if not alone or "loss:sum" not in found.metrics:
+            raise BackendError("a pass is answered without log-probabilities for each of its data")
         return ForwardBackwardResult({"loss:sum": float(found.metrics["loss:sum"])}, [])
     logprobs = [
         list(map(float, output["logprobs"].tolist()))[: len(datum.model_input.tokens)]

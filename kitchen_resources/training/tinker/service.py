@@ -24,11 +24,12 @@ class TinkerService(Asking):
         ConfigError: There is no key.
     """
 
+    tells_loss_alone = False
     probe_tolerance = 1e-3  # SkyRL's differ by under 1e-4.
 
     def __init__(self, settings: ServiceSettings) -> None:
-        super().__init__("tinker", settings, _key(), KEY_VARIABLE)
         self.sdk = _sdk()
+        super().__init__("tinker", settings, _key(), KEY_VARIABLE)
         given: dict[str, Any] = {"base_url": settings.base_url} if settings.base_url else {}
         self._service = self.sdk.ServiceClient(
             user_metadata={"kitchen_run": settings.label}, api_key=self._key, **given
@@ -100,7 +101,10 @@ class TinkerService(Asking):
         run, _, checkpoint = path.removeprefix("tinker://").partition("/")
         rest = self._service.create_rest_client()
         found = self.call(lambda: rest.get_checkpoint_archive_url(run, checkpoint).result(), f"the archive of {path}")
-        self.call(lambda: _unpack(fetch(found.url, self.settings.deadline_s), target), f"the archive of {path}")
+        self.call(
+            lambda: _unpack(fetch(found.url, self.settings.deadline_s, trusted=self.settings.base_url), target),
+            f"the archive of {path}",
+        )
 
     def close(self) -> None:
         """End the session; may be called twice."""
