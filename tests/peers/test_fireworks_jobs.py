@@ -131,7 +131,9 @@ def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
 
 def test_a_preference_run(bench: ServiceBench, server: FireworksServer) -> None:
     pairs = {"dataset": "embedded:date_pairs", "max_rows": 24, "learning_rate": 1.0e-4, "epochs": 2, "held_out": "0"}
-    bench.run({**pairs, "eval_every": 0, "beta": 0.2}, recipe="preference")
+    bench.run(
+        {**pairs, "eval_every": 0, "beta": 0.2, "loss_type": ["sigmoid"], "loss_weights": None}, recipe="preference"
+    )
     (request,) = asked(server, "POST", "dpoJobs")
     assert request.body["lossConfig"] == {"method": "DPO", "dpo": {"beta": 0.2}}
     assert request.body["trainingConfig"]["epochs"] == 2

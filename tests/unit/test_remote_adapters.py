@@ -48,7 +48,7 @@ def test_and_not_to_a_file_or_without_encryption(url: str) -> None:
 @pytest.mark.parametrize("path", ["file", "away"])
 def test_also_not_by_a_detour(server: str, path: str) -> None:
     # To a file urllib itself follows none.
-    with pytest.raises((BackendError, HTTPError), match="a link of the service leads to|is not allowed"):
+    with pytest.raises((BackendError, HTTPError), match=r"a link of the service leads to|is not allowed"):
         fetch(f"{server}/{path}", 10)
 
 

@@ -210,7 +210,7 @@ class Account:
         """
         end = time.monotonic() + deadline_s
         while True:
-            state, status = self.ask(lambda: _state_of(look()), what)
+            state, status = self.ask(lambda: state_of(look()), what)
             if state == "READY":
                 return
             if status is not None and status.code not in (None, "OK"):
@@ -263,7 +263,8 @@ _MEANING = {
 }
 
 
-def _state_of(found: Any) -> tuple[Any, Any]:
+def state_of(found: Any) -> tuple[Any, Any]:
+    """State and status of something that is made ready."""
     return found.state, getattr(found, "status", None)
 
 

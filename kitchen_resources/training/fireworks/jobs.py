@@ -1,5 +1,6 @@
 """Managed fine-tuning jobs at Fireworks, by its REST client."""
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from kitchen_resources.digests import digest_file
 from kitchen_resources.errors import BackendError
-from kitchen_resources.training.fireworks.account import PASSING, Account, Refused, Unfit
+from kitchen_resources.training.fireworks.account import PASSING, Account, Refused, Unfit, state_of
 from kitchen_resources.training.hosted.port import JobStatus, Phase
 
 WHERE = "trainer.backend.fireworks_jobs"
@@ -198,12 +199,23 @@ class FireworksJobs:
             self._account.ask(
                 lambda: _put(links.filename_to_signed_urls[rows.name], stream, size), f"uploading {what}"
             )
-        try:
-            self._account.ask(lambda: datasets.validate_upload(body={}, **place), f"uploading {what}")
-        except Refused as error:
-            # It is still being taken in, or never will be: its state says which.
-            if error.status != 400:
-                raise
+        self._validate(place, what)
+
+    def _validate(self, place: Mapping[str, str], what: str) -> None:
+        """Have what was sent to a link taken in; refused while it isn't all there yet."""
+        datasets, end = self._account.rest.datasets, time.monotonic() + self._ready_s
+        while True:
+            try:
+                self._account.ask(lambda: datasets.validate_upload(body={}, **place), f"uploading {what}")
+                return
+            except Refused as error:
+                state, status = self._account.ask(lambda: state_of(datasets.get(**place)), what)
+                if state == "READY" or (status is not None and status.code not in (None, "OK")):
+                    # It was taken in before, or never will be.
+                    return
+                if error.status != 400 or time.monotonic() > end:
+                    raise
+            time.sleep(self._pause_s)
 
     def _found(self, question: Any, what: str) -> Any:
         """What there is; None where there is no such thing, but an account."""

@@ -1,6 +1,7 @@
 """The `fireworks_jobs` backend as a `Trainer`: a whole run is one managed job."""
 
 import importlib.metadata
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -164,6 +165,7 @@ class FireworksJobsTrainer:
 def _untold(fields: pydantic.BaseModel, told: Collection[str]) -> Iterator[Problem]:
     """What moves the weights, isn't as it is by default, and can't be told."""
     for name, field, facts in fields_with_facts(written_class(type(fields))):
-        value = getattr(fields, name)
-        if facts.moves == "weights" and name not in told and value != field.get_default(call_default_factory=True):
-            yield name, f"is the service's own affair on this backend; got {value}", "remove it"
+        value, default = getattr(fields, name), field.get_default(call_default_factory=True)
+        if facts.moves == "weights" and name not in told and value != default:
+            usual = f"{name}: {json.dumps(default, default=str)}"
+            yield name, f"is the service's own affair on this backend; got {value}", usual
