@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kitchen_resources import training
 from kitchen_resources.errors import CapabilityError
 from kitchen_resources.recipes.binding import bind
 from kitchen_resources.recipes.distillation import DistillationRecipe
@@ -23,7 +24,7 @@ from kitchen_resources.training.ray.backend import RayTrainer
 from kitchen_resources.training.tinker.backend import TinkerTrainer
 from kitchen_resources.training.trl.backend import TrlTrainer
 
-_TRAINING = Path(__file__).parents[2] / "kitchen_resources" / "training"
+_TRAINING = Path(training.__file__).parent
 
 WORKS, CONTRACT, OFFERED, NOT_OFFERED = "works", "contract-tested", "offered", "not offered"
 

@@ -57,6 +57,10 @@ class Account:
 
     def note(self, path: str, body: bytes) -> None:
         """See a request for a trainer. A sampler's weights are those of the state that was saved under the same name."""
+        if path.endswith("/save_weights"):
+            # It saves again what it has saved of a session before, and not what has been trained since.
+            for name in ("lora_weights.pt", "optimizer_state.pt", "grad_accum.pt", "session_meta.json"):
+                (self.root / "sessions" / json.loads(body)["model_id"] / "live_state" / name).unlink(missing_ok=True)
         if path.endswith("/save_weights_for_sampler"):
             asked = json.loads(body)
             states = (self.root / "sessions" / asked["model_id"] / "checkpoints").iterdir()

@@ -7,8 +7,9 @@ import pytest
 
 from kitchen_resources.endpoints import ALLOWED_ENDPOINTS, check_endpoint
 from kitchen_resources.errors import ConfigError
+from kitchen_resources.training.fireworks.config import API, FireworksBackend, FireworksJobsBackend
 from kitchen_resources.training.ray.config import RayBackend
-from kitchen_resources.training.resource import TINKER, TinkerBackend
+from kitchen_resources.training.tinker.config import TINKER, TinkerBackend
 
 DEFAULT = "https://huggingface.co"
 
@@ -157,6 +158,14 @@ def test_a_malformed_entry_of_the_list_is_named(monkeypatch: pytest.MonkeyPatch,
     ("backend", "field"),
     [
         (TinkerBackend(base_model="m", base_url="https://elsewhere.example"), "trainer.backend.tinker.base_url"),
+        (
+            FireworksBackend(base_model="m", base_url="https://elsewhere.example"),
+            "trainer.backend.fireworks.base_url",
+        ),
+        (
+            FireworksJobsBackend(base_model="m", base_url="https://elsewhere.example"),
+            "trainer.backend.fireworks_jobs.base_url",
+        ),
         (RayBackend(address="http://elsewhere.example:8265"), "trainer.backend.ray.address"),
     ],
 )
@@ -168,9 +177,15 @@ def test_the_keys_of_backends_go_to_listed_endpoints_only(
     ):
         backend.adapter()
     monkeypatch.setenv(ALLOWED_ENDPOINTS, "https://elsewhere.example,http://elsewhere.example:8265")
-    assert backend.adapter().capabilities().backend in ("tinker", "ray")
+    assert backend.adapter().capabilities().backend in ("tinker", "fireworks", "fireworks_jobs", "ray")
 
 
 def test_the_default_of_the_tinker_sdk_is_allowed() -> None:
     assert TinkerBackend(base_model="m", base_url=TINKER).adapter().capabilities().backend == "tinker"
     assert TinkerBackend(base_model="m").adapter().capabilities().backend == "tinker"
+
+
+def test_the_default_of_fireworks_sdk_is_allowed_and_the_paths_below_it() -> None:
+    for url in (API, f"{API}/training/v1/serverless", None):
+        assert FireworksBackend(base_model="m", base_url=url).adapter().capabilities().backend == "fireworks"
+        assert FireworksJobsBackend(base_model="m", base_url=url).adapter().capabilities().backend == "fireworks_jobs"
