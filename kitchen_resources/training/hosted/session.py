@@ -288,12 +288,12 @@ class HostedSession:
                 return question()
             except BackendError as error:
                 now = time.monotonic()
+                left = (since or now) + self._patience.silence - now
+                if not error.mendable or left < 0:
+                    raise
                 if since is None:
                     since = now
                     self._say(f"asking again: {error.what}")
-                left = since + self._patience.silence - now
-                if not error.mendable or left < 0:
-                    raise
                 asked = getattr(error, "retry_after_s", None) or 0.0
                 self._wait(min(max(pause, asked), max(left, self._patience.ask)), events)
                 pause = min(2 * pause, 10 * self._patience.ask)

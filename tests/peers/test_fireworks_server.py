@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import fireworks
 import httpx
 import pytest
 
 from tests.fireworks_schema import Lost, checked
 from tests.fireworks_server import FireworksServer, Moment, fireworks_server
-
-fireworks = pytest.importorskip("fireworks")
 
 BASE = "accounts/fireworks/models/qwen3-8b"
 CHAT: dict[str, Any] = {
