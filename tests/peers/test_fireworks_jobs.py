@@ -406,6 +406,15 @@ def test_how_long_the_service_asks_to_wait_is_heard(server: FireworksServer) -> 
     assert (told.value.status, told.value.retry_after_s, told.value.mendable) == (429, 7.0, True)
 
 
+@pytest.mark.parametrize("state", ["RE_QUEUEING", "PAUSED", "IDLE", "QUANTUM_LEAP"])
+def test_a_job_that_may_have_trained_is_not_called_off(
+    bench: ServiceBench, server: FireworksServer, state: str
+) -> None:
+    server.script = [*[Moment(state)] * 10, Moment("COMPLETED")]
+    assert bench.run(JOB, start_deadline_s=0.05).evaluation is not None
+    assert not asked(server, "POST", ":cancel")
+
+
 def test_a_job_that_somebody_deletes(bench: ServiceBench, server: FireworksServer) -> None:
     server.hold_at("RUNNING")
     with (

@@ -17,10 +17,9 @@ BY_REQUEST = 150_000_000
 
 _PREFIX = "JOB_STATE_"
 _PHASES: Mapping[str, Phase] = {
-    **dict.fromkeys(
-        ("UNSPECIFIED", "CREATING", "VALIDATING", "PENDING", "CREATING_INPUT_DATASET", "IDLE"), "waiting"
-    ),
-    **dict.fromkeys(("RE_QUEUEING", "PAUSED"), "waiting"),
+    **dict.fromkeys(("UNSPECIFIED", "CREATING", "VALIDATING", "PENDING", "CREATING_INPUT_DATASET"), "waiting"),
+    # It may have trained for hours before.
+    **dict.fromkeys(("RE_QUEUEING", "PAUSED", "IDLE"), "paused"),
     "CANCELLING": "stopping",
     **dict.fromkeys(("RUNNING", "WRITING_RESULTS"), "working"),
     **dict.fromkeys(("COMPLETED", "EARLY_STOPPED"), "done"),

@@ -1,9 +1,7 @@
 """The `fireworks_jobs` backend as a `Trainer`: a whole run is one managed job."""
 
-import importlib.metadata
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +19,7 @@ from kitchen_resources.training.fireworks.jobs import WHERE, FireworksJobs
 from kitchen_resources.training.hosted.rows import TRAINED
 from kitchen_resources.training.hosted.session import HostedSession, Patience
 from kitchen_resources.training.port import BaseModel, Capabilities, Resolution, Session, TrainingJob
+from kitchen_resources.training.remote.resolving import resolve_at_service
 
 ALGORITHM_VERSION = 1
 """Raised by hand when what a job is made with changes."""
@@ -98,29 +97,14 @@ class FireworksJobsTrainer:
         Raises:
             CapabilityError: It hasn't, or the SDK isn't installed.
         """
-        from kitchen_resources.training.pytorch.machine import choose_device
-        from kitchen_resources.training.pytorch.sizing import resolve_here
-
         self._account_there().require_model(self._base_model)
-        # What is evaluated and exported is worked out on this machine, from the adapter that the service gives.
-        here = resolve_here(
+        return resolve_at_service(
             recipe,
             base,
             models,
-            # The same run from any machine: what this one has moves no weight of it.
-            device="cpu",
-            threads=None,
             algorithm={"fireworks_jobs": ALGORITHM_VERSION},
-            optimizer="adamw",
-            frozen_copies=0,
-        )
-        values = {**here.values, "service_model": self._base_model}
-        version = importlib.metadata.version("fireworks-ai")
-        return replace(
-            here,
-            values=values,
-            device=choose_device("auto"),
-            environment={**here.environment, "fireworks-ai": version},
+            service_model=self._base_model,
+            sdk="fireworks-ai",
         )
 
     def open(self, job: TrainingJob) -> Session:

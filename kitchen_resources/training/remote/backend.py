@@ -1,9 +1,8 @@
 """A backend at a service of primitives as a `Trainer`: the kitchen's own loops on a client there."""
 
-import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +20,7 @@ from kitchen_resources.training.port import (
 )
 from kitchen_resources.training.remote.asking import Service, ServiceSettings
 from kitchen_resources.training.remote.client import ALPHA, RemoteBaseClient, RemoteTrainingClient
+from kitchen_resources.training.remote.resolving import resolve_at_service
 
 _PROBE_ROWS = 4
 
@@ -91,32 +91,19 @@ class RemoteTrainer:
     ) -> Resolution:
         """See `Trainer.resolve`. Asks the service whether it is there and has the base."""
         from kitchen_resources.training.loops.session import LOOPS
-        from kitchen_resources.training.pytorch.sizing import resolve_here
 
         service = self._kind.open(self._settings(recipe))
         try:
             service.require_base_model()
         finally:
             service.close()
-        # What is evaluated and exported is worked out on this machine, from the adapter that the service gives.
-        here = resolve_here(
-            recipe,
-            base,
-            models,
-            # The same run from any machine: what this one has moves no weight of it.
-            device="cpu",
-            threads=None,
-            algorithm={
-                self._kind.name: self._kind.algorithm_version,
-                f"loops.{recipe.method}": LOOPS[recipe.method].ALGORITHM_VERSION,
-            },
-            optimizer="adamw",
-            frozen_copies=0,
+        algorithm = {
+            self._kind.name: self._kind.algorithm_version,
+            f"loops.{recipe.method}": LOOPS[recipe.method].ALGORITHM_VERSION,
+        }
+        return resolve_at_service(
+            recipe, base, models, algorithm=algorithm, service_model=self._base_model, sdk=self._kind.sdk
         )
-        # Whose kernels and which precision train there, nobody is told; the name is what is known.
-        numerics = {**here.values, "service_model": self._base_model}
-        sdk = self._kind.sdk
-        return replace(here, values=numerics, environment={**here.environment, sdk: importlib.metadata.version(sdk)})
 
     def open(self, job: TrainingJob) -> Session:
         """See `Trainer.open`."""
