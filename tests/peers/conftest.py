@@ -9,8 +9,12 @@ import pytest
 
 from kitchen_resources.embedded import write_model
 from kitchen_resources.training.tinker.backend import TinkerTrainer
+from tests.fireworks_server import FireworksServer, fireworks_server
+from tests.peers.adapters import trained_adapter
 from tests.peers.hatchery import Hatchery
 from tests.peers.hatchery_app import KEY as FIREWORKS_KEY
+from tests.peers.jobs_bench import ACCOUNT, jobs_bench
+from tests.peers.service_bench import ServiceBench
 from tests.peers.skyrl import KEY, SkyRL, skyrl
 
 
@@ -69,3 +73,28 @@ def no_key_in(folder: Path) -> None:
             assert b"a-key-for-the-tests" not in path.read_bytes(), path
     assert os.environ["TINKER_API_KEY"] == KEY
     assert os.environ["FIREWORKS_API_KEY"] == FIREWORKS_KEY
+
+
+# Managed jobs.
+
+
+@pytest.fixture(scope="session")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return trained_adapter(base, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def job_server(adapter: dict[str, bytes]) -> Iterator[FireworksServer]:
+    with fireworks_server(key=FIREWORKS_KEY, account=ACCOUNT) as running:
+        running.adapter_files = lambda job: dict(adapter)
+        yield running
+
+
+@pytest.fixture
+def job_bench(tmp_path: Path, job_server: FireworksServer, base: Path) -> Iterator[ServiceBench]:
+    yield jobs_bench(tmp_path, job_server, base)
+    no_key_in(tmp_path)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"X-Goog-Sign" not in path.read_bytes(), (
+            f"{path} has a link that opens something"
+        )

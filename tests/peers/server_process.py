@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import psutil
 _UP_S = 120
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """A server that keeps what it has in a folder.
 
     Args:
@@ -40,13 +41,13 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    @abstractmethod
     def health(self) -> str:
         """What answers as soon as it is up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
         """What starts it."""
-        raise NotImplementedError
 
     def environment(self) -> Mapping[str, str]:
         """What it needs besides this process' environment, from which `PYTHON…` and keys are taken."""

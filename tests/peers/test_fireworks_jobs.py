@@ -5,19 +5,11 @@ documentation alone.
 """
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 import pytest
 
 import kitchen_assets as kitchen
@@ -25,65 +17,22 @@ from kitchen_resources.blobs.local import LocalBlobs
 from kitchen_resources.errors import BackendError, CapabilityError, ConfigError
 from kitchen_resources.registry.store import StoreRegistry
 from kitchen_resources.training.fireworks.account import Account, Refused
-from tests.fireworks_server import FireworksServer, Lost, Moment, fireworks_server
-from tests.peers.adapters import trained_adapter
-from tests.peers.conftest import no_key_in
+from tests.fireworks_server import FireworksServer, Lost, Moment
 from tests.peers.hatchery_app import KEY
+from tests.peers.jobs_bench import ACCOUNT, JOB, MODEL, SUPERVISED, asked, at_state, made
 from tests.peers.service_bench import ServiceBench
 from tests.tiny_models import load_plain
-
-ACCOUNT = "kitchen-tests"
-MODEL = "accounts/fireworks/models/qwen3-8b"
-SUPERVISED = "supervisedFineTuningJobs"
-JOB = {"learning_rate": 1.0e-3, "epochs": 3, "eval_every": 1}
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return trained_adapter(base, tmp_path_factory.mktemp("adapter"))
-
-
-@pytest.fixture
-def server(adapter: dict[str, bytes]) -> Iterator[FireworksServer]:
-    with fireworks_server(key=KEY, account=ACCOUNT) as running:
-        running.adapter_files = lambda job: dict(adapter)
-        yield running
-
-
-@pytest.fixture
-def bench(tmp_path: Path, server: FireworksServer, base: Path) -> Iterator[ServiceBench]:
-    yield jobs_bench(tmp_path, server, base)
-    no_key_in(tmp_path)
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or b"X-Goog-Sign" not in path.read_bytes(), (
-            f"{path} has a link that opens something"
-        )
-
-
-def jobs_bench(folder: Path, server: FireworksServer, base: Path, **backend: Any) -> ServiceBench:
-    config = {"base_model": MODEL, "base_url": server.url, "poll_s": 0.05, "silence_s": 30.0, **backend}
-    return ServiceBench(folder, base, ("fireworks_jobs", config))
-
-
-def asked(server: FireworksServer, method: str, ending: str) -> list[Any]:
-    return [request for request in server.record if request.method == method and request.path.endswith(ending)]
-
-
-def made(server: FireworksServer) -> list[Any]:
-    """Requests that make a supervised job."""
-    return asked(server, "POST", SUPERVISED)
-
 
 # All goes well.
 
 
 def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
-    bench: ServiceBench, server: FireworksServer, adapter: dict[str, bytes]
+    job_bench: ServiceBench, job_server: FireworksServer, adapter: dict[str, bytes]
 ) -> None:
-    server.hostile = True
-    result = bench.run(JOB)
-    (request,) = made(server)
-    (dataset,) = server.datasets
+    job_server.hostile = True
+    result = job_bench.run(JOB)
+    (request,) = made(job_server)
+    (dataset,) = job_server.datasets
     name = f"kitchen-{result.fingerprint[:16]}-1"
     assert request.query == {"supervisedFineTuningJobId": name}
     assert request.body == {
@@ -98,16 +47,16 @@ def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
         "maxContextLength": 96,
         "outputModel": name,
     }
-    (sent,) = server.datasets[dataset].files.values()
+    (sent,) = job_server.datasets[dataset].files.values()
     lines = [json.loads(line) for line in sent.splitlines()]
     assert len(lines) == 32
     assert all(line["messages"][-1]["weight"] == 1 for line in lines)
 
-    (entry,) = bench.head().entries()
+    (entry,) = job_bench.head().entries()
     assert (entry.epoch, entry.epoch_complete, entry.step) == (1, True, 12)
-    manifest = bench.store.manifest(entry)
+    manifest = job_bench.store.manifest(entry)
     assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "fireworks_jobs.json"}
-    folder = bench.store.checkout(result.fingerprint, entry, bench.folder / "checkout").folder
+    folder = job_bench.store.checkout(result.fingerprint, entry, job_bench.folder / "checkout").folder
     assert (folder / "adapter_model.safetensors").read_bytes() == adapter["adapter_model.safetensors"]
     told = json.loads((folder / "fireworks_jobs.json").read_bytes())
     assert told["model"] == f"accounts/{ACCOUNT}/models/{name}"
@@ -117,38 +66,38 @@ def test_a_run_is_one_job_and_what_it_made_is_like_any_other(
     # What is measured here is of that adapter, and the model that is made of it loads.
     assert result.evaluation is not None
     assert sum(weight.numel() for weight in load_plain(Path(result.model_path)).parameters()) > 100_000
-    lines = [json.loads(line) for line in (bench.folder / "events.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (job_bench.folder / "events.jsonl").read_text().splitlines()]
     (epoch,) = [line["measurements"] for line in lines if line["event"] == "training.epoch"]
     assert (epoch["cost_usd"], "loss" in epoch) == (1.25, False)
-    registry = StoreRegistry(LocalBlobs(bench.folder / "store"))
+    registry = StoreRegistry(LocalBlobs(job_bench.folder / "store"))
     assert registry.get("supervised", 1).cost["usd"] == 1.25
 
-    before = len(server.record)
-    again = bench.run(JOB)
+    before = len(job_server.record)
+    again = job_bench.run(JOB)
     assert (again.fingerprint, again.optimizer_steps) == (result.fingerprint, 0)
-    assert not [request for request in server.record[before:] if request.method == "POST"]
+    assert not [request for request in job_server.record[before:] if request.method == "POST"]
 
 
-def test_a_preference_run(bench: ServiceBench, server: FireworksServer) -> None:
+def test_a_preference_run(job_bench: ServiceBench, job_server: FireworksServer) -> None:
     pairs = {"dataset": "embedded:date_pairs", "max_rows": 24, "learning_rate": 1.0e-4, "epochs": 2, "held_out": "0"}
-    bench.run(
+    job_bench.run(
         {**pairs, "eval_every": 0, "beta": 0.2, "loss_type": ["sigmoid"], "loss_weights": None}, recipe="preference"
     )
-    (request,) = asked(server, "POST", "dpoJobs")
+    (request,) = asked(job_server, "POST", "dpoJobs")
     assert request.body["lossConfig"] == {"method": "DPO", "dpo": {"beta": 0.2}}
     assert request.body["trainingConfig"]["epochs"] == 2
-    (dataset,) = server.datasets.values()
+    (dataset,) = job_server.datasets.values()
     (sent,) = dataset.files.values()
     assert {tuple(json.loads(line)) for line in sent.splitlines()} == {
         ("input", "preferred_output", "non_preferred_output")
     }
-    (entry,) = bench.head().entries()
-    assert "cost_usd" not in bench.store.manifest(entry).metrics, "a job of this kind says no cost"
+    (entry,) = job_bench.head().entries()
+    assert "cost_usd" not in job_bench.store.manifest(entry).metrics, "a job of this kind says no cost"
 
 
-def test_what_nobody_tells_is_not_called_right(bench: ServiceBench) -> None:
-    with dg.DagsterInstance.ephemeral(tempdir=str(bench.folder)) as instance:
-        result = kitchen.run("supervised", bench.config(JOB), bench.resources(), instance=instance)
+def test_what_nobody_tells_is_not_called_right(job_bench: ServiceBench) -> None:
+    with dg.DagsterInstance.ephemeral(tempdir=str(job_bench.folder)) as instance:
+        result = kitchen.run("supervised", job_bench.config(JOB), job_bench.resources(), instance=instance)
         checks = [
             event.asset_check_evaluation_data
             for event in (
@@ -161,45 +110,47 @@ def test_what_nobody_tells_is_not_called_right(bench: ServiceBench) -> None:
     assert "not known" in (check.description or "")
 
 
-def test_two_runs_on_the_same_rows_upload_them_once(bench: ServiceBench, server: FireworksServer) -> None:
-    bench.run(JOB)
-    bench.run({**JOB, "learning_rate": 2.0e-3})
-    assert len(made(server)) == 2
-    assert len(asked(server, "POST", ":upload")) == 1
+def test_two_runs_on_the_same_rows_upload_them_once(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_bench.run(JOB)
+    job_bench.run({**JOB, "learning_rate": 2.0e-3})
+    assert len(made(job_server)) == 2
+    assert len(asked(job_server, "POST", ":upload")) == 1
 
 
 def test_a_large_data_set_goes_to_a_signed_link_without_the_key(
-    bench: ServiceBench, server: FireworksServer, monkeypatch: pytest.MonkeyPatch
+    job_bench: ServiceBench, job_server: FireworksServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kitchen_resources.training.fireworks.jobs.BY_REQUEST", 100)
-    server.upload_limit = 100
-    bench.run(JOB)
-    (sent,) = [request for request in server.record if request.method == "PUT"]
+    job_server.upload_limit = 100
+    job_bench.run(JOB)
+    (sent,) = [request for request in job_server.record if request.method == "PUT"]
     assert sent.key is None
-    (dataset,) = server.datasets.values()
+    (dataset,) = job_server.datasets.values()
     assert len(next(iter(dataset.files.values())).splitlines()) == 32
 
 
 @pytest.mark.parametrize("full", [True, False])
 def test_the_name_of_what_is_made_may_be_whole_or_not(
-    bench: ServiceBench, server: FireworksServer, full: bool
+    job_bench: ServiceBench, job_server: FireworksServer, full: bool
 ) -> None:
-    server.full_names = full
-    assert bench.run(JOB).evaluation is not None
+    job_server.full_names = full
+    assert job_bench.run(JOB).evaluation is not None
 
 
-def test_a_state_that_nobody_knows_is_looked_at_on_and_told(bench: ServiceBench, server: FireworksServer) -> None:
-    server.script = [
+def test_a_state_that_nobody_knows_is_looked_at_on_and_told(
+    job_bench: ServiceBench, job_server: FireworksServer
+) -> None:
+    job_server.script = [
         Moment("PENDING"),
         Moment("QUANTUM_LEAP"),
         Moment("RUNNING"),
         Moment("PAUSED"),
         Moment("EARLY_STOPPED"),
     ]
-    said = logged(bench)
+    said = logged(job_bench)
     assert any("is QUANTUM_LEAP, which this version doesn't know; it goes on looking" in line for line in said)
     assert any("is PAUSED" in line for line in said)
-    assert [entry.step for entry in bench.head().entries()] == [12]
+    assert [entry.step for entry in job_bench.head().entries()] == [12]
 
 
 def logged(bench: ServiceBench, fields: dict[str, Any] = JOB) -> list[str]:
@@ -230,13 +181,13 @@ def logged(bench: ServiceBench, fields: dict[str, Any] = JOB) -> list[str]:
     ids=lambda value: str(value)[:40],
 )
 def test_what_passes_is_waited_for_and_one_job_is_made(
-    bench: ServiceBench, server: FireworksServer, pattern: str, fault: dict[str, Any]
+    job_bench: ServiceBench, job_server: FireworksServer, pattern: str, fault: dict[str, Any]
 ) -> None:
-    waiting = server.fault(pattern, **fault)
-    assert bench.run(JOB).evaluation is not None
+    waiting = job_server.fault(pattern, **fault)
+    assert job_bench.run(JOB).evaluation is not None
     assert waiting.done == waiting.times
-    assert len(server.jobs[SUPERVISED]) == 1
-    assert len(bench.head().entries()) == 1
+    assert len(job_server.jobs[SUPERVISED]) == 1
+    assert len(job_bench.head().entries()) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,40 +203,46 @@ def test_what_passes_is_waited_for_and_one_job_is_made(
     ids=lambda value: str(value)[:40],
 )
 def test_nor_does_a_signed_upload_fail_for_what_passes(
-    bench: ServiceBench, server: FireworksServer, monkeypatch: pytest.MonkeyPatch, pattern: str, fault: dict[str, Any]
+    job_bench: ServiceBench,
+    job_server: FireworksServer,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: str,
+    fault: dict[str, Any],
 ) -> None:
     monkeypatch.setattr("kitchen_resources.training.fireworks.jobs.BY_REQUEST", 100)
-    server.upload_limit = 100
-    waiting = server.fault(pattern, **fault)
-    assert bench.run(JOB).evaluation is not None
-    assert (waiting.done, len(server.jobs[SUPERVISED])) == (1, 1)
-    (dataset,) = server.datasets.values()
+    job_server.upload_limit = 100
+    waiting = job_server.fault(pattern, **fault)
+    assert job_bench.run(JOB).evaluation is not None
+    assert (waiting.done, len(job_server.jobs[SUPERVISED])) == (1, 1)
+    (dataset,) = job_server.datasets.values()
     assert len(next(iter(dataset.files.values())).splitlines()) == 32
 
 
 @pytest.mark.parametrize("verb", ["resume", "cancel"])
 @pytest.mark.parametrize("status", [503, Lost.REQUEST, Lost.ANSWER], ids=str)
 def test_a_job_is_resumed_or_called_off_though_the_answer_is_late(
-    bench: ServiceBench, server: FireworksServer, verb: str, status: Any
+    job_bench: ServiceBench, job_server: FireworksServer, verb: str, status: Any
 ) -> None:
-    waiting = server.fault(f"POST .*:{verb}", status)
+    waiting = job_server.fault(f"POST .*:{verb}", status)
     if verb == "resume":
-        server.script = [
+        job_server.script = [
             Moment("RUNNING"),
             Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"}),
         ]
-        assert bench.run(JOB).evaluation is not None
-        assert len(made(server)) == 1
+        assert job_bench.run(JOB).evaluation is not None
+        assert len(made(job_server)) == 1
     else:
-        server.script = [Moment("PENDING")]
+        job_server.script = [Moment("PENDING")]
         with pytest.raises(BackendError, match="and is called off"):
-            bench.run(JOB, start_deadline_s=0.3)
-        (job,) = server.jobs[SUPERVISED].values()
+            job_bench.run(JOB, start_deadline_s=0.3)
+        (job,) = job_server.jobs[SUPERVISED].values()
         assert job.now.state in ("CANCELLING", "CANCELLED")
     assert waiting.done == 1
 
 
-def test_a_data_set_that_is_broken_there_is_uploaded_anew(bench: ServiceBench, server: FireworksServer) -> None:
+def test_a_data_set_that_is_broken_there_is_uploaded_anew(
+    job_bench: ServiceBench, job_server: FireworksServer
+) -> None:
     taken = FireworksServer._dataset_said
 
     def broken(self: FireworksServer, name: str) -> dict[str, Any]:
@@ -294,10 +251,10 @@ def test_a_data_set_that_is_broken_there_is_uploaded_anew(bench: ServiceBench, s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FireworksServer, "_dataset_said", broken)
         with pytest.raises(BackendError, match="INTERNAL: lost") as told:
-            bench.run(JOB, silence_s=0.01)
+            job_bench.run(JOB, silence_s=0.01)
     assert told.value.mendable
-    assert server.datasets == {}
-    assert bench.run(JOB).evaluation is not None
+    assert job_server.datasets == {}
+    assert job_bench.run(JOB).evaluation is not None
 
 
 @pytest.mark.parametrize(
@@ -312,95 +269,103 @@ def test_a_data_set_that_is_broken_there_is_uploaded_anew(bench: ServiceBench, s
     ],
 )
 def test_what_does_not_pass_ends_the_run_at_once_and_says_what_to_do(
-    bench: ServiceBench, server: FireworksServer, pattern: str, status: int, fix: str
+    job_bench: ServiceBench, job_server: FireworksServer, pattern: str, status: int, fix: str
 ) -> None:
-    waiting = server.fault(pattern, status, times=10**6)
+    waiting = job_server.fault(pattern, status, times=10**6)
     with pytest.raises(BackendError, match=fix) as told:
-        bench.run(JOB)
+        job_bench.run(JOB)
     assert not told.value.mendable
     assert waiting.done == 1
-    server._faults.waiting.clear()
-    assert bench.run(JOB).evaluation is not None
-    assert len(server.jobs[SUPERVISED]) == 1
+    job_server._faults.waiting.clear()
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(job_server.jobs[SUPERVISED]) == 1
 
 
-def test_a_key_that_has_expired_in_the_middle(bench: ServiceBench, server: FireworksServer) -> None:
-    server.hold_at("RUNNING")
+def test_a_key_that_has_expired_in_the_middle(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.hold_at("RUNNING")
     with (
-        at_state(server, "RUNNING", lambda: setattr(server._listener, "key", "another")),
+        at_state(job_server, "RUNNING", lambda: setattr(job_server._listener, "key", "another")),
         pytest.raises(BackendError) as told,
     ):
-        bench.run(JOB)
+        job_bench.run(JOB)
     assert "FIREWORKS_API_KEY to a valid key" in str(told.value)
-    server._listener.key = KEY
-    server.release()
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
+    job_server._listener.key = KEY
+    job_server.release()
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 1
 
 
-def test_another_account(bench: ServiceBench, server: FireworksServer) -> None:
+def test_another_account(job_bench: ServiceBench, job_server: FireworksServer) -> None:
     with pytest.raises(BackendError, match="404"):
-        bench.run(JOB, account="somebody")
-    assert not server.jobs[SUPERVISED]
+        job_bench.run(JOB, account="somebody")
+    assert not job_server.jobs[SUPERVISED]
 
 
-def test_an_account_that_vanishes_in_the_middle(bench: ServiceBench, server: FireworksServer) -> None:
-    server.hold_at("RUNNING")
-    with at_state(server, "RUNNING", lambda: setattr(server, "account", "gone")), pytest.raises(BackendError) as told:
-        bench.run(JOB)
+def test_an_account_that_vanishes_in_the_middle(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.hold_at("RUNNING")
+    with (
+        at_state(job_server, "RUNNING", lambda: setattr(job_server, "account", "gone")),
+        pytest.raises(BackendError) as told,
+    ):
+        job_bench.run(JOB)
     assert "the account" in str(told.value)
     assert not told.value.mendable
-    server.account = ACCOUNT
-    server.release()
+    job_server.account = ACCOUNT
+    job_server.release()
     # The job was not taken for one that is gone.
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 1
 
 
 def test_a_job_that_fails_for_good_is_not_made_again_until_it_is_launched(
-    bench: ServiceBench, server: FireworksServer
+    job_bench: ServiceBench, job_server: FireworksServer
 ) -> None:
-    server.script = [
+    job_server.script = [
         Moment("RUNNING"),
         Moment("FAILED", status={"code": "INVALID_ARGUMENT", "message": "row 3 is too long"}),
     ]
     with pytest.raises(BackendError, match="ended as FAILED: INVALID_ARGUMENT: row 3 is too long") as told:
-        bench.run(JOB)
+        job_bench.run(JOB)
     assert not told.value.mendable
-    assert len(made(server)) == 1
-    server.script = None
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 2
+    assert len(made(job_server)) == 1
+    job_server.script = None
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 2
 
 
-def test_a_job_that_fails_in_passing_is_resumed(bench: ServiceBench, server: FireworksServer) -> None:
-    server.script = [Moment("RUNNING"), Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
-    assert len(asked(server, "POST", ":resume")) == 1
+def test_a_job_that_fails_in_passing_is_resumed(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.script = [
+        Moment("RUNNING"),
+        Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"}),
+    ]
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 1
+    assert len(asked(job_server, "POST", ":resume")) == 1
 
 
-def test_a_service_that_resumes_nothing_gets_another_job(bench: ServiceBench, server: FireworksServer) -> None:
-    server.script = [Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
-    waiting = server.fault("POST .*:resume", 501, times=10**6)
+def test_a_service_that_resumes_nothing_gets_another_job(
+    job_bench: ServiceBench, job_server: FireworksServer
+) -> None:
+    job_server.script = [Moment("FAILED", status={"code": "INTERNAL", "message": "a node was lost"})]
+    waiting = job_server.fault("POST .*:resume", 501, times=10**6)
     with pytest.raises(BackendError, match="a node was lost") as told:
-        bench.run(JOB)
+        job_bench.run(JOB)
     assert told.value.mendable
     assert waiting.done == 2
     # The first, and those that a run tries again by itself.
-    assert len(made(server)) == 3
+    assert len(made(job_server)) == 3
 
 
-def test_a_job_that_never_begins_is_called_off(bench: ServiceBench, server: FireworksServer) -> None:
-    server.script = [Moment("PENDING")]
+def test_a_job_that_never_begins_is_called_off(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.script = [Moment("PENDING")]
     with pytest.raises(BackendError, match=r"has not begun in 0\.3 s: it is PENDING, and is called off"):
-        bench.run(JOB, start_deadline_s=0.3)
-    assert len(asked(server, "POST", ":cancel")) == 1
+        job_bench.run(JOB, start_deadline_s=0.3)
+    assert len(asked(job_server, "POST", ":cancel")) == 1
 
 
-def test_how_long_the_service_asks_to_wait_is_heard(server: FireworksServer) -> None:
-    account = Account("fireworks_jobs", server.url, ACCOUNT)
-    server.fault("GET .*models", 429, headers={"Retry-After": "7"})
+def test_how_long_the_service_asks_to_wait_is_heard(job_server: FireworksServer) -> None:
+    account = Account("fireworks_jobs", job_server.url, ACCOUNT)
+    job_server.fault("GET .*models", 429, headers={"Retry-After": "7"})
     with pytest.raises(Refused) as told:
         account.require_model(MODEL)
     assert (told.value.status, told.value.retry_after_s, told.value.mendable) == (429, 7.0, True)
@@ -408,159 +373,47 @@ def test_how_long_the_service_asks_to_wait_is_heard(server: FireworksServer) -> 
 
 @pytest.mark.parametrize("state", ["RE_QUEUEING", "PAUSED", "IDLE", "QUANTUM_LEAP"])
 def test_a_job_that_may_have_trained_is_not_called_off(
-    bench: ServiceBench, server: FireworksServer, state: str
+    job_bench: ServiceBench, job_server: FireworksServer, state: str
 ) -> None:
-    server.script = [*[Moment(state)] * 10, Moment("COMPLETED")]
-    assert bench.run(JOB, start_deadline_s=0.05).evaluation is not None
-    assert not asked(server, "POST", ":cancel")
+    job_server.script = [*[Moment(state)] * 10, Moment("COMPLETED")]
+    assert job_bench.run(JOB, start_deadline_s=0.05).evaluation is not None
+    assert not asked(job_server, "POST", ":cancel")
 
 
-def test_a_job_that_somebody_deletes(bench: ServiceBench, server: FireworksServer) -> None:
-    server.hold_at("RUNNING")
+def test_a_job_that_somebody_deletes(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.hold_at("RUNNING")
     with (
-        at_state(server, "RUNNING", server.jobs[SUPERVISED].clear),
+        at_state(job_server, "RUNNING", job_server.jobs[SUPERVISED].clear),
         pytest.raises(BackendError, match="has it no more"),
     ):
-        bench.run(JOB)
+        job_bench.run(JOB)
 
 
-def test_the_network_is_gone_for_a_while(bench: ServiceBench, server: FireworksServer) -> None:
-    server.hold_at("RUNNING")
+def test_the_network_is_gone_for_a_while(job_bench: ServiceBench, job_server: FireworksServer) -> None:
+    job_server.hold_at("RUNNING")
 
     def away() -> None:
-        server.stop()
+        job_server.stop()
         time.sleep(2)
-        server.start()
-        server.release()
+        job_server.start()
+        job_server.release()
 
-    with at_state(server, "RUNNING", away):
-        assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
+    with at_state(job_server, "RUNNING", away):
+        assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 1
 
 
 def test_a_service_that_stays_away_leaves_a_job_that_is_found_again(
-    bench: ServiceBench, server: FireworksServer
+    job_bench: ServiceBench, job_server: FireworksServer
 ) -> None:
-    server.hold_at("RUNNING")
-    with at_state(server, "RUNNING", server.stop), pytest.raises(BackendError) as told:
-        bench.run(JOB, silence_s=0.5)
+    job_server.hold_at("RUNNING")
+    with at_state(job_server, "RUNNING", job_server.stop), pytest.raises(BackendError) as told:
+        job_bench.run(JOB, silence_s=0.5)
     assert told.value.mendable
-    server.start()
-    server.release()
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
-
-
-class at_state:
-    """Do something as soon as a look at a job finds a state, beside the run of the context, which must get as far."""
-
-    def __init__(self, server: FireworksServer, state: str, do: Callable[[], Any]) -> None:
-        self._server, self._state, self._do = server, state, do
-        self._over, self._done = threading.Event(), threading.Event()
-
-    def __enter__(self) -> None:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._over.is_set():
-            if any(job.now.state == self._state for job in list(self._server.jobs[SUPERVISED].values())):
-                self._done.set()
-                self._do()
-                return
-            time.sleep(0.02)
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        assert self._done.is_set(), f"no job came to {self._state}"
-
-
-# Launchers that end.
-
-
-def launcher(bench: ServiceBench) -> "subprocess.Popen[bytes]":
-    """A run in a process of its own."""
-    program = (
-        "import json, sys, kitchen_assets as kitchen; config, resources = json.loads(sys.argv[1]);"
-        "kitchen.run('supervised', config, resources)"
-    )
-    given = json.dumps([bench.config({**JOB, "lease_wait_s": 120.0}), bench.resources()])
-    (bench.folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with (bench.folder / "launcher.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", program, given],
-            env={**os.environ, "DAGSTER_HOME": str(bench.folder)},
-            stdout=log,
-            stderr=log,
-            # Also where the tests themselves run in the background, and so without this signal.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-
-def wait_for(what: Callable[[], bool], process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    while not what():
-        assert process.poll() is None, (folder / "launcher.log").read_text()[-3000:]
-        time.sleep(0.05)
-
-
-def is_at(server: FireworksServer, state: str) -> bool:
-    return any(job.now.state == state for job in list(server.jobs[SUPERVISED].values()))
-
-
-def test_a_launcher_that_is_killed_leaves_a_job_that_the_next_one_finds(
-    bench: ServiceBench, server: FireworksServer
-) -> None:
-    server.hold_at("RUNNING")
-    process = launcher(bench)
-    wait_for(lambda: is_at(server, "RUNNING"), process, bench.folder)
-    process.kill()
-    process.wait()
-    server.release()
-    result = bench.run({**JOB, "lease_wait_s": 120.0})
-    assert result.evaluation is not None
-    assert len(made(server)) == 1
-    assert not asked(server, "POST", ":cancel")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_run_that_is_canceled_cancels_its_job_and_goes_on_with_it(
-    bench: ServiceBench, server: FireworksServer, number: signal.Signals
-) -> None:
-    server.hold_at("RUNNING")
-    process = launcher(bench)
-    wait_for(lambda: is_at(server, "RUNNING"), process, bench.folder)
-    process.send_signal(number)
-    assert process.wait(timeout=60) != 0
-    assert len(asked(server, "POST", ":cancel")) == 1
-    head = bench.head()
-    assert (head.holder, head.entries()) == (None, [])
-    server.release()
-    assert bench.run(JOB).evaluation is not None
-    assert len(made(server)) == 1
-    assert len(asked(server, "POST", ":resume")) == 1
-
-
-def test_waiting_costs_next_to_nothing(tmp_path: Path, server: FireworksServer, base: Path) -> None:
-    """By the CPU time of the launcher, and not by a clock: a look each tenth of a second, of which ten thousand an hour."""
-    bench = jobs_bench(tmp_path, server, base, poll_s=0.1)
-    server.hold_at("RUNNING")
-    process = launcher(bench)
-
-    def looks() -> int:
-        return len([request for request in asked(server, "GET", "-1") if "Jobs/" in request.path])
-
-    wait_for(lambda: looks() > 20, process, bench.folder)
-    watched = psutil.Process(process.pid)
-    before, first = sum(watched.cpu_times()[:2]), looks()
-    wait_for(lambda: looks() >= first + 100, process, bench.folder)
-    each = (sum(watched.cpu_times()[:2]) - before) / (looks() - first)
-    process.kill()
-    process.wait()
-    # At the usual 30 s between looks an hour has 120.
-    assert 120 * each < 20.0, f"{each:.3f} CPU s a look"
-    server.release()
-    shutil.rmtree(tmp_path / "dagster", ignore_errors=True)
+    job_server.start()
+    job_server.release()
+    assert job_bench.run(JOB).evaluation is not None
+    assert len(made(job_server)) == 1
 
 
 # What is refused before any work.
@@ -581,13 +434,13 @@ def test_waiting_costs_next_to_nothing(tmp_path: Path, server: FireworksServer, 
     ],
 )
 def test_what_a_job_cannot_be_told_is_refused(
-    bench: ServiceBench, server: FireworksServer, fields: dict[str, Any], message: str
+    job_bench: ServiceBench, job_server: FireworksServer, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((CapabilityError, ConfigError), match=message):
-        bench.run({**JOB, **fields})
-    assert not [request for request in server.record if request.method == "POST"]
+        job_bench.run({**JOB, **fields})
+    assert not [request for request in job_server.record if request.method == "POST"]
 
 
-def test_a_base_that_the_service_has_not_is_refused(bench: ServiceBench) -> None:
+def test_a_base_that_the_service_has_not_is_refused(job_bench: ServiceBench) -> None:
     with pytest.raises(CapabilityError, match="no base model 'accounts/fireworks/models/none-such'"):
-        bench.run(JOB, base_model="accounts/fireworks/models/none-such")
+        job_bench.run(JOB, base_model="accounts/fireworks/models/none-such")
